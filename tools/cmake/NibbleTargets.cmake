@@ -1,0 +1,77 @@
+# How every target of the project is made. One place for the standard, the warnings, the sanitizers and ccache.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  # Precompiled headers need these two sloppiness flags; base_dir shares hits between build folders.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1
+      ${CCACHE_PROGRAM})
+endif()
+
+# -ffp-contract=off: a row's bits must not depend on what the compiler chose to fuse; fused multiply-adds are written as such.
+add_compile_options(-Wall -Wextra -Wshadow -Wno-unused-parameter -Wno-missing-field-initializers -ffp-contract=off -fpch-preprocess)
+if(NIBBLE_SANITIZE)
+  add_compile_options(-fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1)
+  add_link_options(-fsanitize=${NIBBLE_SANITIZE})
+endif()
+
+# nibble_library(NAME n SRCS ... LIBS ... [GRPC])   GRPC: reuse the precompiled gRPC header.
+# nibble_binary(NAME n SRCS ... LIBS ... [GRPC])
+# nibble_test(NAME n SRCS ... LIBS ... [GRPC] [LABEL unit|integration] [TIMEOUT seconds])   a GoogleTest binary and its ctest entry.
+function(_nibble_configure name)
+  cmake_parse_arguments(A "GRPC" "" "LIBS" ${ARGN})
+  target_include_directories(${name} PUBLIC ${CMAKE_SOURCE_DIR})
+  target_link_libraries(${name} PUBLIC ${A_LIBS} Threads::Threads)
+  if(A_GRPC)
+    target_link_libraries(${name} PUBLIC nibble_grpc)
+    target_precompile_headers(${name} REUSE_FROM nibble_grpc)
+  endif()
+endfunction()
+
+function(nibble_library)
+  cmake_parse_arguments(A "GRPC" "NAME" "SRCS;LIBS" ${ARGN})
+  set(flags "")
+  if(A_GRPC)
+    set(flags GRPC)
+  endif()
+  add_library(${A_NAME} STATIC ${A_SRCS})
+  _nibble_configure(${A_NAME} ${flags} LIBS ${A_LIBS})
+endfunction()
+
+function(nibble_binary)
+  cmake_parse_arguments(A "GRPC" "NAME" "SRCS;LIBS" ${ARGN})
+  set(flags "")
+  if(A_GRPC)
+    set(flags GRPC)
+  endif()
+  add_executable(${A_NAME} ${A_SRCS})
+  _nibble_configure(${A_NAME} ${flags} LIBS ${A_LIBS})
+endfunction()
+
+function(nibble_test)
+  cmake_parse_arguments(A "GRPC" "NAME;LABEL;TIMEOUT" "SRCS;LIBS" ${ARGN})
+  set(flags "")
+  if(A_GRPC)
+    set(flags GRPC)
+  endif()
+  if(NOT A_LABEL)
+    set(A_LABEL unit)
+  endif()
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 300)
+  endif()
+  add_executable(${A_NAME} ${A_SRCS})
+  _nibble_configure(${A_NAME} ${flags} LIBS ${A_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${A_NAME} COMMAND ${A_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${A_NAME} PROPERTIES LABELS ${A_LABEL} TIMEOUT ${A_TIMEOUT}
+    ENVIRONMENT "NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;NIBBLE_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+endfunction()
