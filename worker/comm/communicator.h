@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -23,8 +24,8 @@ class Communicator {
   // rows = Σ_r rows_r: added in f32 in rank order, one rounding to rows.dtype. UNAVAILABLE when a peer is gone,
   // DEADLINE_EXCEEDED when one hangs, CANCELLED after Abort; the communicator is unusable after any error.
   virtual absl::Status AllReduceSum(const Rows& rows) = 0;
-  // out = [size, bytes], rank order.
-  virtual absl::Status AllGather(const void* in, size_t bytes, void* out) = 0;
+  // in = [rows, row_bytes] of every rank; out = [rows, size · row_bytes]: each rank's columns, in rank order. Errors as above.
+  virtual absl::Status AllGather(const void* in, int64_t rows, size_t row_bytes, void* out) = 0;
   // Makes blocked and later collectives fail now. From any thread, more than once.
   virtual void Abort(std::string_view reason) = 0;
 };

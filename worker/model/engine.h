@@ -2,11 +2,13 @@
 // slots, never text, never policy.
 #pragma once
 
+#include <cstdint>
 #include <memory>
-#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/model/checkpoint.h"
+#include "kernels/ops.h"
 #include "nibble/v1/worker.pb.h"
 #include "worker/comm/communicator.h"
 
@@ -34,8 +36,19 @@ class Engine {
   virtual absl::Status Execute(const v1::StepPlan& plan, v1::StepResult* result) = 0;
 };
 
-// A rank's weights and arithmetic, before it has joined a group. Loading is slow and depends on rank and size only, so
-// a service keeps the model over several groups.
+// A rank's weights and arithmetic, before it has joined a group (worker/model/weights.h). Loading is slow and depends on
+// rank and size only, so a service keeps the model over several groups. At most one engine at a time runs on a model.
 class Model;
+
+// INVALID_ARGUMENT when the model cannot be cut into world_size shards, or what Checkpoint reports for a bad tensor.
+absl::StatusOr<std::shared_ptr<const Model>> LoadModel(const Checkpoint& checkpoint, std::shared_ptr<Ops> ops, int rank,
+                                                       int world_size);
+
+// Allocates the page pool and everything a step needs; Execute allocates no device memory afterwards. The communicator
+// is shared so that another thread can Abort it while Execute waits inside a collective; its rank and size must be the
+// model's. INVALID_ARGUMENT for a limit out of range, RESOURCE_EXHAUSTED when the budget holds no page or memory lacks.
+absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(std::shared_ptr<const Model> model,
+                                                     std::shared_ptr<Communicator> communicator,
+                                                     const EngineLimits& limits);
 
 }  // namespace nibble
