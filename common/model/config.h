@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,6 +18,9 @@ struct RopeScaling {
   double high_freq_factor = 4;
   int64_t original_max_position = 8192;
 };
+
+// Of the quantized layout (docs/formats.md), in quantization_config.version.
+inline constexpr int64_t kQuantizedFormatVersion = 1;
 
 enum class Quantization : uint8_t { kBF16, kW4A8KV4, kW4A4KV4 };
 const char* QuantizationName(Quantization q);                      // "bf16", "w4a8kv4", "w4a4kv4"
@@ -37,6 +41,7 @@ struct ModelConfig {
   std::optional<RopeScaling> rope_scaling;
   bool tie_word_embeddings = false;
   bool qkv_bias = false;             // Qwen2, or Llama with attention_bias
+  bool o_bias = false;               // Llama with attention_bias
   std::optional<int64_t> bos_token_id;
   std::vector<int64_t> eos_token_ids;   // config.json and generation_config.json together
   Quantization quantization = Quantization::kBF16;   // from quantization_config
