@@ -40,6 +40,9 @@ class PendingCommunicator {
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Connect(std::span<const std::string> endpoints) = 0;
 };
 
+inline constexpr int kMaxRanks = 64;
+inline constexpr std::chrono::milliseconds kMaxCollectiveTimeout = std::chrono::minutes(10);
+
 struct CommunicatorOptions {
   int rank = 0;
   int size = 1;
@@ -47,6 +50,7 @@ struct CommunicatorOptions {
   std::chrono::milliseconds timeout{5000};      // of one collective, and of Connect
 };
 
+// INVALID_ARGUMENT for an option out of range, UNAVAILABLE when host is no address of this machine.
 // size 1: solo. Otherwise Gloo over TCP (NCCL when the backend is CUDA).
 absl::StatusOr<std::unique_ptr<PendingCommunicator>> PrepareCommunicator(const CommunicatorOptions& options);
 
