@@ -68,6 +68,7 @@ absl::StatusOr<TensorView> ParseTensor(const Json& entry, std::span<const uint8_
   if (entry.size() != 3 || dtype == entry.end() || shape == entry.end() || offsets == entry.end()) {
     return absl::InvalidArgumentError("must have dtype, shape and data_offsets, and nothing else");
   }
+  if (!dtype->is_string()) return absl::InvalidArgumentError("must have a dtype that is a string");
   TensorView view;
   const auto known = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return *dtype == t.name; });
   if (known == std::end(kTypes)) {
@@ -240,7 +241,8 @@ absl::StatusOr<std::unique_ptr<SafeTensors>> SafeTensors::Open(const std::string
     if (files.size() > kMaxShards) {
       return absl::InvalidArgumentError(absl::StrCat(index, ": names ", files.size(), " files, at most ", kMaxShards));
     }
-    names.assign(files.begin(), files.end());
+    names.clear();
+    for (const std::string& file : files) names.push_back(file);
   }
 
   std::unique_ptr<SafeTensors> out(new SafeTensors);
