@@ -42,6 +42,7 @@ struct Sequence {
   std::vector<uint32_t> token_ids;          // prompt, then output
   uint32_t cached_tokens = 0;               // of the first admission: prompt tokens taken from the prefix cache
   uint32_t preemptions = 0;                 // and replays
+  uint32_t replays = 0;                     // replicas lost under it; bounded, or it could take down one after another
   uint32_t prompt_logprobs_sent = 0;        // so that a replay does not send them twice
 
   // For metrics.
@@ -61,7 +62,8 @@ struct SequenceEvent {
   std::vector<v1::RowLogprobs> prompt_logprobs;        // of the prompt positions this step computed
   std::optional<v1::FinishReason> finish;
   std::optional<uint32_t> matched_token_id;            // finish by stop id or EOS
-  v1::Usage usage;                                     // set when finish is
+  v1::Usage usage;                                     // so far: a stop string ends a sequence at any token
+  TimePoint first_scheduled_at{};
   absl::Status status;                                 // DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (can never fit), ...
 };
 
