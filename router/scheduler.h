@@ -47,6 +47,10 @@ class Scheduler {
   explicit Scheduler(const SchedulerConfig& config);
   ~Scheduler();
 
+  // The pages of the replica's next incarnation. Only while nothing is running or in flight (new, or after TakeAll).
+  // With 0 pages nothing is scheduled and nothing is refused.
+  void SetCapacity(uint32_t num_pages);
+
   // Queues a sequence (new, or replayed with output tokens it already has).
   void Add(std::unique_ptr<Sequence> sequence);
   // Forgets a sequence without an event; its slot and pages are free from the next plan on. Unknown ids are ignored.
@@ -66,8 +70,9 @@ class Scheduler {
   // Prompt tokens of a new request that would come from the prefix cache now. For placement.
   uint32_t CachedPrefixTokens(const std::vector<uint32_t>& token_ids, const std::string& cache_salt) const;
 
-  // The replica is gone: hands back every unfinished sequence (arrival order) for replay and starts from empty, with
-  // the capacity of the next incarnation.
+  // The replica is gone: hands back every unfinished sequence (arrival order) for replay and starts from empty: plan
+  // steps count from 1 again, nothing is cached, statistics go on. A sequence that was running counts one preemption.
+  // Call SetCapacity when the next incarnation has another number of pages.
   std::vector<std::unique_ptr<Sequence>> TakeAll();
 
  private:
