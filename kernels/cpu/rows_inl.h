@@ -1,0 +1,224 @@
+// Operators that work row by row: residual + norm, SiLU · up, Hadamard, permutation and coding of a linear's input.
+// A row lives in scratch as f32, padded with zeros to whole vectors, so that every reduction is sixteen lanes and one
+// tree whatever its length.
+#pragma once
+
+namespace nibble::NIBBLE_ISA {
+
+inline int64_t PaddedFloats(int64_t n) { return CeilDiv(n, kLanes) * kLanes; }
+
+// Columns [begin, begin + count) of a row, as f32, zero-padded.
+inline void LoadRow(const Rows& rows, int64_t row, int64_t begin, int64_t count, float* to) {
+  const int64_t whole = count / kLanes * kLanes;
+  const int64_t at = row * rows.cols + begin;
+  for (int64_t i = count; i < PaddedFloats(count); ++i) to[i] = 0.0f;
+  if (rows.dtype == DType::kF32) {
+    std::memcpy(to, static_cast<const float*>(rows.data) + at, count * sizeof(float));
+    return;
+  }
+  const BF16* from = static_cast<const BF16*>(rows.data) + at;
+  for (int64_t i = 0; i < whole; i += kLanes) Vec::LoadBF16(from + i).Store(to + i);
+  for (int64_t i = whole; i < count; ++i) to[i] = ToFloat(from[i]);
+}
+
+inline void StoreRow(const float* from, const Rows& rows, int64_t row, int64_t begin, int64_t count) {
+  const int64_t whole = count / kLanes * kLanes;
+  const int64_t at = row * rows.cols + begin;
+  if (rows.dtype == DType::kF32) {
+    std::memcpy(static_cast<float*>(rows.data) + at, from, count * sizeof(float));
+    return;
+  }
+  BF16* to = static_cast<BF16*>(rows.data) + at;
+  for (int64_t i = 0; i < whole; i += kLanes) Vec::Load(from + i).StoreBF16(to + i);
+  for (int64_t i = whole; i < count; ++i) to[i] = ToBF16(from[i]);
+}
+
+// Orthonormal Walsh-Hadamard transform of consecutive blocks of `size` (a power of two that divides k): butterflies of
+// distance 1, 2, 4, ..., then one product with 1/sqrt(size).
+inline void Hadamard(float* x, int64_t k, int64_t size) {
+  for (int64_t distance = 1; distance < size; distance *= 2) {
+    for (int64_t begin = 0; begin < k; begin += 2 * distance) {
+      for (int64_t i = begin; i < begin + distance; ++i) {
+        const float a = x[i], b = x[i + distance];
+        x[i] = a + b;
+        x[i + distance] = a - b;
+      }
+    }
+  }
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  for (int64_t i = 0; i < k; ++i) x[i] *= scale;
+}
+
+// Largest magnitude of 128 floats. Compared as integers, NaN is larger than infinity: a row that holds one gets a NaN
+// scale, so the fault stays visible downstream.
+inline float BlockMax(const float* x) {
+  IVec m = IVec::Zero();
+  for (int64_t i = 0; i < kBlock; i += kLanes) m = Max(Bits(Vec::Load(x + i)) & IVec::Set(0x7fffffff), m);
+  return std::bit_cast<float>(ReduceMax(m));
+}
+inline float MaxMagnitude(float a, float b) {
+  return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b) ? a : b;  // both non-negative or NaN
+}
+
+// 128 values in units of the row's scale to int8 codes: round(u / 2^e) clamped to ±limit, times 2^e. Returns the squared
+// error in the same units; codes may be null.
+inline float CodeBlock(const float* u, int exponent, float limit, int8_t* codes, int32_t* sum) {
+  const float step = static_cast<float>(1 << exponent);
+  const Vec up = Vec::Set(step), down = Vec::Set(1.0f / step);  // powers of two: both products are exact
+  Vec error = Vec::Zero();
+  IVec total = IVec::Zero();
+  for (int64_t i = 0; i < kBlock; i += kLanes) {
+    const Vec x = Vec::Load(u + i);
+    const Vec rounded = Min(Vec::Set(limit), Max(RoundEven(x * down), Vec::Set(-limit)));
+    const Vec value = rounded * up;
+    const Vec difference = x - value;
+    error = Fma(difference, difference, error);
+    if (codes != nullptr) {
+      const IVec code = ToInt(value);
+      code.StoreI8(codes + i);
+      total = total + code;
+    }
+  }
+  if (codes != nullptr) *sum += ReduceAdd(total);
+  return ReduceAdd(error);
+}
+
+// The exponent of a 4-bit block (docs/numerics.md): the smallest e with max <= 7 · 2^e, or e - 1, which saturates the
+// largest values but rounds the others finer. Equal errors keep e.
+inline int ChooseExponent(const float* u, float u_max) {
+  int e = 0;
+  while (e < 4 && u_max > 7.0f * static_cast<float>(1 << e)) ++e;
+  if (e == 0) return 0;
+  const float error = CodeBlock(u, e, 7.0f, nullptr, nullptr);
+  const float finer_error = CodeBlock(u, e - 1, 7.0f, nullptr, nullptr);
+  return finer_error < error ? e - 1 : e;
+}
+
+// Writes row `row` of the next linear's input from x [K, padded]; `spare` holds as many floats.
+inline void CodeRow(float* x, float* spare, const InputCoding& coding, const LinearInput& out, int64_t row) {
+  const int64_t k = coding.k;
+  if (coding.hadamard > 1) Hadamard(x, k, coding.hadamard);
+  if (coding.perm != nullptr) {
+    for (int64_t i = 0; i < k; ++i) spare[i] = x[coding.perm[i]];
+    std::swap(x, spare);
+  }
+  if (!coding.quantized) {
+    StoreRow(x, out.dense, row, 0, k);
+    return;
+  }
+  const int64_t blocks = k / kBlock;
+  float scale = 0.0f;
+  for (int64_t b = 0; b < blocks; ++b) {
+    scale = MaxMagnitude(BlockMax(x + b * kBlock) / (coding.block_bits[b] == 8 ? 127.0f : 112.0f), scale);
+  }
+  int8_t* codes = out.codes + row * k;
+  uint8_t* exponents = out.exponents == nullptr ? nullptr : out.exponents + row * blocks;
+  int32_t sum = 0;
+  if (scale == 0.0f) {
+    std::memset(codes, 0, k);
+    if (exponents != nullptr) std::memset(exponents, 0, blocks);
+  } else {
+    for (int64_t i = 0; i < k; i += kLanes) (Vec::Load(x + i) / Vec::Set(scale)).Store(x + i);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* u = x + b * kBlock;
+      int exponent = 0;
+      if (coding.block_bits[b] == 8) {
+        CodeBlock(u, 0, 127.0f, codes + b * kBlock, &sum);
+      } else {
+        exponent = ChooseExponent(u, BlockMax(u));
+        CodeBlock(u, exponent, 7.0f, codes + b * kBlock, &sum);
+      }
+      if (exponents != nullptr) exponents[b] = static_cast<uint8_t>(exponent);
+    }
+  }
+  out.scales[row] = scale;
+  if (out.code_sums != nullptr) out.code_sums[row] = sum;
+}
+
+void AddDelta(const AddNormQuantizeArgs& args, int64_t row) {
+  const Rows& r = args.residual;
+  const int64_t at = row * r.cols;
+  if (r.dtype == DType::kF32) {
+    float* x = static_cast<float*>(r.data) + at;
+    if (args.delta->dtype == DType::kF32) {
+      const float* delta = static_cast<const float*>(args.delta->data) + at;
+      for (int64_t i = 0; i < r.cols; ++i) x[i] = x[i] + delta[i];
+    } else {
+      const BF16* delta = static_cast<const BF16*>(args.delta->data) + at;
+      for (int64_t i = 0; i < r.cols; ++i) x[i] = x[i] + ToFloat(delta[i]);
+    }
+    return;
+  }
+  BF16* x = static_cast<BF16*>(r.data) + at;
+  if (args.delta->dtype == DType::kBF16) {
+    const BF16* delta = static_cast<const BF16*>(args.delta->data) + at;
+    int64_t i = 0;
+    for (; i + kLanes <= r.cols; i += kLanes) (Vec::LoadBF16(x + i) + Vec::LoadBF16(delta + i)).StoreBF16(x + i);
+    for (; i < r.cols; ++i) x[i] = ToBF16(ToFloat(x[i]) + ToFloat(delta[i]));
+  } else {
+    const float* delta = static_cast<const float*>(args.delta->data) + at;
+    int64_t i = 0;
+    for (; i + kLanes <= r.cols; i += kLanes) (Vec::LoadBF16(x + i) + Vec::Load(delta + i)).StoreBF16(x + i);
+    for (; i < r.cols; ++i) x[i] = ToBF16(ToFloat(x[i]) + delta[i]);
+  }
+}
+
+void AddNorm(const AddNormQuantizeArgs& args, int64_t row, Scratch* scratch) {
+  const int64_t h = args.residual.cols, padded = PaddedFloats(h);
+  float* x = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  float* spare = x + padded;
+  int64_t from = row;
+  if (args.row_index != nullptr) {
+    from = args.row_index[row];
+    NIBBLE_CHECK(from >= 0 && from < args.residual.rows,
+                 "row_index " + std::to_string(from) + " of " + std::to_string(args.residual.rows) + " rows");
+  }
+  LoadRow(args.residual, from, 0, h, x);
+  Vec squares = Vec::Zero();
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vec v = Vec::Load(x + i);
+    squares = Fma(v, v, squares);
+  }
+  const float mean = ReduceAdd(squares) / static_cast<float>(h);
+  const float inverse = 1.0f / std::sqrt(mean + args.eps);
+  int64_t i = 0;
+  for (; i + kLanes <= h; i += kLanes) {
+    (Vec::Load(x + i) * Vec::Set(inverse) * Vec::LoadBF16(args.weight + i)).Store(x + i);
+  }
+  for (; i < h; ++i) x[i] = x[i] * inverse * ToFloat(args.weight[i]);
+  CodeRow(x, spare, *args.coding, *args.out, row);
+}
+
+void QuantizeRow(const QuantizeArgs& args, int64_t row, Scratch* scratch) {
+  const int64_t padded = PaddedFloats(args.in.cols);
+  float* x = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  LoadRow(args.in, row, 0, args.in.cols, x);
+  CodeRow(x, x + padded, *args.coding, *args.out, row);
+}
+
+void SiluMul(const SiluMulQuantizeArgs& args, int64_t row, Scratch* scratch) {
+  const int64_t f = args.gate_up.cols / 2, padded = PaddedFloats(f);
+  float* gate = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  float* up = gate + padded;
+  LoadRow(args.gate_up, row, 0, f, gate);
+  LoadRow(args.gate_up, row, f, f, up);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const Vec g = Vec::Load(gate + i);
+    Vec h = g * Sigmoid(g) * Vec::Load(up + i);
+    if (args.gate_up.dtype == DType::kBF16) {
+      BF16 rounded[kLanes];
+      h.StoreBF16(rounded);
+      h = Vec::LoadBF16(rounded);
+    }
+    h.Store(gate + i);
+  }
+  CodeRow(gate, up, *args.coding, *args.out, row);
+}
+
+void Widen(const BF16* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Vec::LoadBF16(from + i).Store(to + i);
+  for (; i < count; ++i) to[i] = ToFloat(from[i]);
+}
+
+}  // namespace nibble::NIBBLE_ISA
