@@ -1,11 +1,12 @@
 // The kernels for x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
+// GCC 12 and 13 warn about the deliberately undefined operands inside their own AVX-512 headers (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include "kernels/cpu/kernels_std.h"
 
 #pragma GCC push_options
-// GCC 12 and 13 warn about the deliberately undefined operands inside their own AVX-512 headers (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #define NIBBLE_ISA avx512vnni
 #include "kernels/cpu/vec_avx512.h"
