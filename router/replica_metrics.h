@@ -1,0 +1,42 @@
+// What one replica's thread counts. Plain atomics, written once per step, read by a scrape.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "common/metrics/registry.h"
+#include "router/scheduler.h"
+
+namespace nibble {
+
+// CPU time of the calling thread, seconds.
+double ThreadCpuSeconds();
+
+class ReplicaMetrics {
+ public:
+  ReplicaMetrics(MetricRegistry* registry, const std::string& model_name, uint32_t replica);
+
+  void SetReady(bool ready);
+  void CountFailure();
+  void CountReplayed(size_t sequences);
+  // The scheduler's totals start from zero with every incarnation; Reset says so.
+  void Update(const SchedulerStats& stats);
+  void Reset();
+
+  struct Step {
+    double schedule_cpu_seconds = 0, send_cpu_seconds = 0, commit_cpu_seconds = 0;
+    uint64_t plans = 0, plan_bytes = 0;
+  };
+  void Count(const Step& step);
+  // Of a step whose result is in: the ranks' slowest forward pass, and the time from sending to the last answer.
+  void ObserveStep(double forward_seconds, double round_trip_seconds, size_t rows);
+
+ private:
+  Gauge &ready_, &running_, &waiting_, &kv_usage_, &pages_, &free_pages_, &cached_pages_;
+  Counter &failures_, &replayed_, &preemptions_, &prefix_queries_, &prefix_hits_, &prompt_tokens_,
+      &generation_tokens_, &steps_, &schedule_cpu_, &send_cpu_, &commit_cpu_, &plan_bytes_;
+  Histogram &forward_, &round_trip_, &rows_;
+  SchedulerStats last_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,90 @@
+#include "router/worker_stream.h"
+
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "common/base/check.h"
+#include "common/rpc/status.h"
+
+namespace nibble {
+
+WorkerStream::WorkerStream(v1::Worker::Stub* stub, uint32_t rank, WorkerStreamObserver* observer)
+    : rank_(rank), observer_(observer) {
+  stub->async()->Execute(&context_, this);
+  AddHold();  // Send starts writes from outside the reactions
+  StartRead(&result_);
+  StartCall();
+}
+
+WorkerStream::~WorkerStream() { NIBBLE_CHECK(done_, "a stream is closed before it is destroyed"); }
+
+void WorkerStream::Send(std::shared_ptr<const v1::StepPlan> plan) {
+  const v1::StepPlan* first = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (broken_ || closed_) return;
+    unsent_.push_back(std::move(plan));
+    if (!writing_) {
+      writing_ = true;
+      first = unsent_.front().get();
+    }
+  }
+  if (first != nullptr) StartWrite(first);  // without the lock: the write may complete inside
+}
+
+void WorkerStream::OnWriteDone(bool ok) {
+  const v1::StepPlan* next = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    unsent_.pop_front();
+    if (!ok || broken_ || closed_) unsent_.clear();
+    writing_ = !unsent_.empty();
+    if (writing_) next = unsent_.front().get();
+  }
+  if (next != nullptr) StartWrite(next);
+}
+
+void WorkerStream::OnReadDone(bool ok) {
+  if (ok) {
+    observer_->OnResult(rank_, std::move(result_));
+    result_.Clear();
+    StartRead(&result_);
+    return;
+  }
+  bool tell = false;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    broken_ = true;
+    tell = !closed_;
+  }
+  if (tell) observer_->OnBroken(rank_);
+}
+
+absl::Status WorkerStream::Close() {
+  bool cancel = false;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    NIBBLE_CHECK(!closed_, "a stream is closed once");
+    closed_ = true;
+    cancel = !broken_;
+  }
+  // A broken stream has a status on its way; cancelling would hide it, but it must not be waited for without end either.
+  if (cancel) context_.TryCancel();
+  RemoveHold();
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (!done_changed_.wait_for(lock, std::chrono::seconds(1), [this] { return done_; })) {
+    context_.TryCancel();
+    done_changed_.wait(lock, [this] { return done_; });
+  }
+  return status_;
+}
+
+void WorkerStream::OnDone(const grpc::Status& status) {
+  std::lock_guard<std::mutex> lock(mutex_);  // notified under the lock: the waiter destroys this object
+  status_ = FromGrpcStatus(status);
+  done_ = true;
+  done_changed_.notify_all();
+}
+
+}  // namespace nibble
