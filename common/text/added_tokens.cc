@@ -63,12 +63,12 @@ const AddedToken* AddedTokenMatcher::LongestAt(std::string_view text) const {
   return longest;
 }
 
-// Follows find_matches in huggingface/tokenizers tokenizer/added_vocabulary.rs, including that a match which is not taken
-// hides the tokens inside of it.
+// Follows find_matches in huggingface/tokenizers tokenizer/added_vocabulary.rs, including that a match which is not
+// taken hides the tokens inside of it.
 absl::Status AddedTokenMatcher::Split(std::string_view text, bool parse_special,
                                       absl::FunctionRef<absl::Status(std::string_view)> segment,
                                       absl::FunctionRef<void(uint32_t)> token) const {
-  size_t done = 0;   // everything before has been handed out
+  size_t done = 0;  // everything before has been handed out
   size_t at = 0;
   // The white space that rstrip went over last: not walked twice, should tokens themselves be white space.
   size_t space_begin = 1, space_end = 0;
@@ -85,7 +85,8 @@ absl::Status AddedTokenMatcher::Split(std::string_view text, bool parse_special,
     at = end;
     if (match->special && !parse_special) continue;
     // Never before `done`: white space there belongs to the previous token, and looking at it again would be quadratic.
-    if (match->lstrip) begin = std::max(done, done <= begin ? done + TrailingSpaceBegin(text.substr(done, begin - done)) : begin);
+    if (match->lstrip)
+      begin = std::max(done, done <= begin ? done + TrailingSpaceBegin(text.substr(done, begin - done)) : begin);
     if (match->rstrip) {
       if (end < space_begin || end > space_end) {
         space_begin = end;

@@ -1,10 +1,10 @@
 #include "common/text/bpe.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <functional>
 #include <queue>
-
-#include <fmt/format.h>
 
 #include "common/base/status.h"
 #include "common/text/byte_level.h"
@@ -14,7 +14,8 @@ namespace {
 
 bool OccursInUtf8(int byte) { return byte < 0xC0 || (byte >= 0xC2 && byte <= 0xF4); }
 
-absl::StatusOr<std::pair<std::string, uint32_t>> MergePart(const Vocabulary& vocabulary, size_t rank, const std::string& spelling) {
+absl::StatusOr<std::pair<std::string, uint32_t>> MergePart(const Vocabulary& vocabulary, size_t rank,
+                                                           const std::string& spelling) {
   std::optional<std::string> bytes = BytesFromSpelling(spelling);
   const std::optional<uint32_t> id = bytes ? vocabulary.FindBytes(*bytes) : std::nullopt;
   if (!id)
@@ -33,7 +34,8 @@ absl::StatusOr<BytePairEncoder> BytePairEncoder::Create(const Vocabulary* vocabu
     const char c = static_cast<char>(byte);
     const std::optional<uint32_t> id = vocabulary->FindBytes(std::string_view(&c, 1));
     if (!id && OccursInUtf8(byte))
-      return absl::InvalidArgumentError(fmt::format("model.vocab has no token for byte {}; a byte-level vocabulary needs all", byte));
+      return absl::InvalidArgumentError(
+          fmt::format("model.vocab has no token for byte {}; a byte-level vocabulary needs all", byte));
     result.byte_ids_[byte] = id.value_or(kNoToken);
   }
 
@@ -43,11 +45,15 @@ absl::StatusOr<BytePairEncoder> BytePairEncoder::Create(const Vocabulary* vocabu
     NIBBLE_ASSIGN_OR_RETURN(const auto right, MergePart(*vocabulary, rank, merges[rank].second));
     const std::optional<uint32_t> whole = vocabulary->FindBytes(left.first + right.first);
     if (!whole)
-      return absl::InvalidArgumentError(fmt::format("model.merges[{}] makes \"{}{}\", which is not in model.vocab", rank, merges[rank].first.substr(0, 64), merges[rank].second.substr(0, 64)));
-    result.merges_.insert_or_assign(uint64_t{left.second} << 32 | right.second, Merge{static_cast<uint32_t>(rank), *whole});
+      return absl::InvalidArgumentError(fmt::format("model.merges[{}] makes \"{}{}\", which is not in model.vocab",
+                                                    rank, merges[rank].first.substr(0, 64),
+                                                    merges[rank].second.substr(0, 64)));
+    result.merges_.insert_or_assign(uint64_t{left.second} << 32 | right.second,
+                                    Merge{static_cast<uint32_t>(rank), *whole});
   }
 
-  // Most words of a text are one token; knowing which tokens encode to themselves replaces their merging by one look-up.
+  // Most words of a text are one token; knowing which tokens encode to themselves replaces their merging by one
+  // look-up.
   result.is_own_encoding_.assign(vocabulary->size(), false);
   std::vector<uint32_t> ids;
   for (uint32_t id = 0; id < vocabulary->size(); ++id) {
@@ -81,7 +87,7 @@ void BytePairEncoder::MergeAll(std::string_view word, std::vector<uint32_t>* ids
 
 void BytePairEncoder::MergeShort(std::string_view word, std::vector<uint32_t>* ids) const {
   std::array<uint32_t, kShortWordBytes> symbols;
-  std::array<Merge, kShortWordBytes> merges;   // [i]: of symbols i and i + 1
+  std::array<Merge, kShortWordBytes> merges;  // [i]: of symbols i and i + 1
   size_t count = word.size();
   for (size_t i = 0; i < count; ++i) symbols[i] = byte_ids_[static_cast<uint8_t>(word[i])];
   for (size_t i = 0; i + 1 < count; ++i) merges[i] = FindMerge(symbols[i], symbols[i + 1]);
@@ -102,10 +108,10 @@ void BytePairEncoder::MergeShort(std::string_view word, std::vector<uint32_t>* i
 }
 
 void BytePairEncoder::MergeLong(std::string_view word, std::vector<uint32_t>* ids) const {
-  // A doubly linked list of symbols by the position of their first byte, and a heap of candidate merges. A candidate whose
-  // symbols have changed since is recognised by its rank, which belongs to one pair only.
+  // A doubly linked list of symbols by the position of their first byte, and a heap of candidate merges. A candidate
+  // whose symbols have changed since is recognised by its rank, which belongs to one pair only.
   struct Symbol {
-    uint32_t id;      // kNoToken: merged into the symbol on the left
+    uint32_t id;  // kNoToken: merged into the symbol on the left
     int32_t previous;
     int32_t next;
   };
@@ -114,7 +120,7 @@ void BytePairEncoder::MergeLong(std::string_view word, std::vector<uint32_t>* id
   for (int32_t i = 0; i < count; ++i)
     symbols[i] = {byte_ids_[static_cast<uint8_t>(word[i])], i - 1, i + 1 < count ? i + 1 : -1};
 
-  std::vector<uint64_t> candidates;   // rank << 32 | position: lowest rank first, then leftmost
+  std::vector<uint64_t> candidates;  // rank << 32 | position: lowest rank first, then leftmost
   candidates.reserve(word.size());
   for (int32_t i = 0; i + 1 < count; ++i) {
     const Merge merge = FindMerge(symbols[i].id, symbols[i + 1].id);

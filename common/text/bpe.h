@@ -18,12 +18,13 @@ namespace nibble {
 // Immutable; usable from any number of threads.
 class BytePairEncoder {
  public:
-  // merges: pairs of token spellings in rank order; of a pair that occurs twice the later rank counts, as in the reference.
-  // ignore_merges: a word that is a token is that token, whether or not merges lead to it.
-  // `vocabulary` must outlive the result. INVALID_ARGUMENT names a merge whose parts or whole are no tokens, or a byte of
-  // UTF-8 text that has no token.
+  // merges: pairs of token spellings in rank order; of a pair that occurs twice the later rank counts, as in the
+  // reference. ignore_merges: a word that is a token is that token, whether or not merges lead to it. `vocabulary` must
+  // outlive the result. INVALID_ARGUMENT names a merge whose parts or whole are no tokens, or a byte of UTF-8 text that
+  // has no token.
   static absl::StatusOr<BytePairEncoder> Create(const Vocabulary* vocabulary,
-                                                const std::vector<std::pair<std::string, std::string>>& merges, bool ignore_merges);
+                                                const std::vector<std::pair<std::string, std::string>>& merges,
+                                                bool ignore_merges);
 
   // Appends the ids of `word`: valid UTF-8, not empty, at most 2^31 - 1 bytes. O(n log n).
   void Encode(std::string_view word, std::vector<uint32_t>* ids) const;
@@ -49,9 +50,9 @@ class BytePairEncoder {
   void MergeLong(std::string_view word, std::vector<uint32_t>* ids) const;
 
   const Vocabulary* vocabulary_;
-  std::array<uint32_t, 256> byte_ids_;                       // kNoToken for bytes that UTF-8 never contains, at most
-  absl::flat_hash_map<uint64_t, Merge> merges_;              // left << 32 | right
-  std::vector<bool> is_own_encoding_;                        // [vocab_size]: the token's bytes encode to the token alone
+  std::array<uint32_t, 256> byte_ids_;           // kNoToken for bytes that UTF-8 never contains, at most
+  absl::flat_hash_map<uint64_t, Merge> merges_;  // left << 32 | right
+  std::vector<bool> is_own_encoding_;            // [vocab_size]: the token's bytes encode to the token alone
 };
 
 }  // namespace nibble

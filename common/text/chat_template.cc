@@ -1,11 +1,11 @@
 #include "common/text/chat_template.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <string_view>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "common/base/status.h"
 #include "common/text/utf8.h"
@@ -14,8 +14,8 @@ namespace nibble {
 namespace {
 
 // Role of a message -> what the header says.
-constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kRoles = {{
-    {"system", "system"}, {"user", "user"}, {"assistant", "assistant"}, {"tool", "ipython"}}};
+constexpr std::array<std::pair<std::string_view, std::string_view>, 4> kRoles = {
+    {{"system", "system"}, {"user", "user"}, {"assistant", "assistant"}, {"tool", "ipython"}}};
 
 // What Jinja's trim, Python's str.strip, drops: White_Space and the four information separators.
 bool IsTrimmed(char32_t c) { return IsWhiteSpace(c) || (c >= 0x1C && c <= 0x1F); }
@@ -40,10 +40,11 @@ std::string_view Trim(std::string_view text) {
 
 absl::StatusOr<ChatTemplate> ChatTemplate::Llama3(const Tokenizer* tokenizer) {
   ChatTemplate result(tokenizer);
-  const std::array<std::pair<std::string_view, uint32_t*>, 4> controls = {{{"<|begin_of_text|>", &result.begin_of_text_},
-                                                                           {"<|start_header_id|>", &result.start_header_},
-                                                                           {"<|end_header_id|>", &result.end_header_},
-                                                                           {"<|eot_id|>", &result.end_of_turn_}}};
+  const std::array<std::pair<std::string_view, uint32_t*>, 4> controls = {
+      {{"<|begin_of_text|>", &result.begin_of_text_},
+       {"<|start_header_id|>", &result.start_header_},
+       {"<|end_header_id|>", &result.end_header_},
+       {"<|eot_id|>", &result.end_of_turn_}}};
   for (const auto& [name, id] : controls) {
     const std::optional<uint32_t> found = tokenizer->TokenToId(name);
     if (!found || !tokenizer->IsSpecial(*found))
@@ -54,9 +55,11 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Llama3(const Tokenizer* tokenizer) {
   return result;
 }
 
-absl::StatusOr<std::vector<uint32_t>> ChatTemplate::Apply(std::span<const ChatMessage> messages, ChatOptions options) const {
+absl::StatusOr<std::vector<uint32_t>> ChatTemplate::Apply(std::span<const ChatMessage> messages,
+                                                          ChatOptions options) const {
   if (messages.empty() || messages.size() > kMaxMessages)
-    return absl::InvalidArgumentError(fmt::format("messages has {} entries, must have 1..{}", messages.size(), kMaxMessages));
+    return absl::InvalidArgumentError(
+        fmt::format("messages has {} entries, must have 1..{}", messages.size(), kMaxMessages));
 
   std::vector<uint32_t> ids = {begin_of_text_};
   const auto append_text = [&](std::string_view text) -> absl::Status {
@@ -74,9 +77,11 @@ absl::StatusOr<std::vector<uint32_t>> ChatTemplate::Apply(std::span<const ChatMe
 
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
-    const auto role = std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& known) { return known.first == message.role; });
+    const auto role =
+        std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& known) { return known.first == message.role; });
     if (role == kRoles.end())
-      return absl::InvalidArgumentError(fmt::format("messages[{}].role is \"{}\", must be system, user, assistant or tool", i, message.role.substr(0, 32)));
+      return absl::InvalidArgumentError(fmt::format(
+          "messages[{}].role is \"{}\", must be system, user, assistant or tool", i, message.role.substr(0, 32)));
     if (const size_t valid = ValidUtf8Prefix(message.content); valid != message.content.size())
       return absl::InvalidArgumentError(fmt::format("messages[{}].content is not valid UTF-8 at byte {}", i, valid));
     NIBBLE_RETURN_IF_ERROR(append_header(role->second));

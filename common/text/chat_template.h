@@ -4,9 +4,9 @@
 //   <|start_header_id|>ROLE<|end_header_id|>\n\nCONTENT<|eot_id|>       for every message
 //   <|start_header_id|>assistant<|end_header_id|>\n\n                   when the model shall answer
 //
-// Source of the layout: the chat_template of meta-llama/Meta-Llama-3-8B-Instruct (tokenizer_config.json). Control tokens
-// stand only where this template puts them: a message that spells "<|eot_id|>" contains those ten characters, and cannot
-// end its own turn.
+// Source of the layout: the chat_template of meta-llama/Meta-Llama-3-8B-Instruct (tokenizer_config.json). Control
+// tokens stand only where this template puts them: a message that spells "<|eot_id|>" contains those ten characters,
+// and cannot end its own turn.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,12 @@
 namespace nibble {
 
 struct ChatMessage {
-  std::string role;      // "system", "user", "assistant", "tool" (which the template calls "ipython")
-  std::string content;   // UTF-8; white space around it is dropped, as the template does
+  std::string role;     // "system", "user", "assistant", "tool" (which the template calls "ipython")
+  std::string content;  // UTF-8; white space around it is dropped, as the template does
 };
 
 struct ChatOptions {
-  bool add_generation_prompt = true;   // end with the header of the assistant's answer
+  bool add_generation_prompt = true;  // end with the header of the assistant's answer
 };
 
 // Immutable; usable from any number of threads.
@@ -35,8 +35,8 @@ class ChatTemplate {
   // `tokenizer` must outlive the result.
   static absl::StatusOr<ChatTemplate> Llama3(const Tokenizer* tokenizer);
 
-  // INVALID_ARGUMENT for an empty conversation, more than kMaxMessages messages, an unknown role, or content that is not
-  // UTF-8 (message index and byte offset).
+  // INVALID_ARGUMENT for an empty conversation, more than kMaxMessages messages, an unknown role, or content that is
+  // not UTF-8 (message index and byte offset).
   absl::StatusOr<std::vector<uint32_t>> Apply(std::span<const ChatMessage> messages, ChatOptions options = {}) const;
 
   // Ends the assistant's turn: add it to the stop ids of a chat request.

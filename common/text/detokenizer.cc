@@ -4,7 +4,8 @@
 
 namespace nibble {
 
-Detokenizer::Detokenizer(const Tokenizer* tokenizer, DetokenizerOptions options) : tokenizer_(tokenizer), options_(options) {}
+Detokenizer::Detokenizer(const Tokenizer* tokenizer, DetokenizerOptions options)
+    : tokenizer_(tokenizer), options_(options) {}
 
 std::string_view Detokenizer::Append(uint32_t id) {
   if (options_.skip_special_tokens && tokenizer_->IsSpecial(id)) return {};

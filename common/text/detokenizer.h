@@ -28,8 +28,8 @@ struct DetokenizerOptions {
   bool skip_special_tokens = true;
 };
 
-// One per generated sequence, used by one thread at a time. O(bytes of the token) per call; no allocation unless a character is
-// split between tokens.
+// One per generated sequence, used by one thread at a time. O(bytes of the token) per call; no allocation unless a
+// character is split between tokens.
 class Detokenizer {
  public:
   // `tokenizer` must outlive this object.
@@ -45,8 +45,8 @@ class Detokenizer {
  private:
   const Tokenizer* tokenizer_;
   DetokenizerOptions options_;
-  std::string pending_;   // the valid beginning of an unfinished character: at most 3 bytes between calls
-  std::string text_;      // backs the returned view when it is not the token itself
+  std::string pending_;  // the valid beginning of an unfinished character: at most 3 bytes between calls
+  std::string text_;     // backs the returned view when it is not the token itself
 };
 
 }  // namespace nibble

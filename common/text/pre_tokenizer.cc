@@ -1,8 +1,8 @@
 #include "common/text/pre_tokenizer.h"
 
-#include <utility>
-
 #include <fmt/format.h>
+
+#include <utility>
 
 #include "common/base/status.h"
 
@@ -14,7 +14,8 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::vector<SplitStage> stages
     std::optional<Regex> regex;
     if (!stage.pattern.empty()) {
       absl::StatusOr<Regex> compiled = Regex::Compile(stage.pattern);
-      if (!compiled.ok()) return Annotate(compiled.status(), fmt::format("pre_tokenizer stage {}", result.stages_.size()));
+      if (!compiled.ok())
+        return Annotate(compiled.status(), fmt::format("pre_tokenizer stage {}", result.stages_.size()));
       regex = *std::move(compiled);
     }
     result.regexes_.push_back(std::move(regex));
@@ -23,7 +24,8 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::vector<SplitStage> stages
   return result;
 }
 
-PreTokenizer::Scratch::Scratch(const PreTokenizer& pre_tokenizer, size_t text_bytes) : prefixed_(pre_tokenizer.stages_.size()) {
+PreTokenizer::Scratch::Scratch(const PreTokenizer& pre_tokenizer, size_t text_bytes)
+    : prefixed_(pre_tokenizer.stages_.size()) {
   const RegexScan::Clock::time_point deadline = RegexScan::Deadline(text_bytes);
   scans_.reserve(pre_tokenizer.regexes_.size());
   for (const std::optional<Regex>& regex : pre_tokenizer.regexes_) {
@@ -58,7 +60,8 @@ absl::Status PreTokenizer::RunStage(size_t index, std::string_view piece, Scratc
   while (scan->Next(&begin, &end)) {
     if (stage.keep_gaps && begin > done)
       NIBBLE_RETURN_IF_ERROR(RunStage(index + 1, piece.substr(done, begin - done), scratch, word));
-    if (stage.keep_matches) NIBBLE_RETURN_IF_ERROR(RunStage(index + 1, piece.substr(begin, end - begin), scratch, word));
+    if (stage.keep_matches)
+      NIBBLE_RETURN_IF_ERROR(RunStage(index + 1, piece.substr(begin, end - begin), scratch, word));
     done = end;
   }
   NIBBLE_RETURN_IF_ERROR(scan->status());

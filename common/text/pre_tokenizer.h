@@ -20,10 +20,10 @@ inline constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 struct SplitStage {
-  std::string pattern;         // Oniguruma syntax; empty: the stage does not cut
-  bool keep_matches = true;    // pieces that match the pattern go on
-  bool keep_gaps = true;       // what lies between matches goes on as pieces too
-  bool prefix_space = false;   // first put a space in front of a piece that does not begin with one
+  std::string pattern;        // Oniguruma syntax; empty: the stage does not cut
+  bool keep_matches = true;   // pieces that match the pattern go on
+  bool keep_gaps = true;      // what lies between matches goes on as pieces too
+  bool prefix_space = false;  // first put a space in front of a piece that does not begin with one
 };
 
 // Immutable; usable from any number of threads.
@@ -39,8 +39,8 @@ class PreTokenizer {
 
    private:
     friend class PreTokenizer;
-    std::vector<std::optional<RegexScan>> scans_;    // [stages]
-    std::vector<std::string> prefixed_;              // [stages]
+    std::vector<std::optional<RegexScan>> scans_;  // [stages]
+    std::vector<std::string> prefixed_;            // [stages]
   };
 
   // Calls `word` with every piece of `segment` (valid UTF-8), none of them empty. RESOURCE_EXHAUSTED as RegexScan says.
@@ -48,10 +48,11 @@ class PreTokenizer {
 
  private:
   PreTokenizer() = default;
-  absl::Status RunStage(size_t index, std::string_view piece, Scratch* scratch, absl::FunctionRef<void(std::string_view)> word) const;
+  absl::Status RunStage(size_t index, std::string_view piece, Scratch* scratch,
+                        absl::FunctionRef<void(std::string_view)> word) const;
 
   std::vector<SplitStage> stages_;
-  std::vector<std::optional<Regex>> regexes_;        // [stages]
+  std::vector<std::optional<Regex>> regexes_;  // [stages]
 };
 
 }  // namespace nibble

@@ -1,14 +1,13 @@
 #include "common/text/regex.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
+#include <fmt/format.h>
 #include <pcre2.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "absl/strings/ascii.h"
 #include "common/base/check.h"
@@ -17,11 +16,12 @@
 namespace nibble {
 namespace {
 
-// One attempt may take this many steps, and this many more per byte of the text: a pattern such as [A-Z]*[a-z]+ walks back over a
-// long run once, quite innocently.
+// One attempt may take this many steps, and this many more per byte of the text: a pattern such as [A-Z]*[a-z]+ walks
+// back over a long run once, quite innocently.
 constexpr uint64_t kStepsPerAttempt = 100'000;
 constexpr uint64_t kStepsPerByte = 8;
-// The interpreter, which takes over when a pattern needs more than the compiled code's 32 KiB stack, keeps its frames here.
+// The interpreter, which takes over when a pattern needs more than the compiled code's 32 KiB stack, keeps its frames
+// here.
 constexpr uint32_t kHeapLimitKiB = 64 * 1024;
 constexpr uint32_t kMaxNesting = 64;
 
@@ -32,7 +32,7 @@ constexpr size_t kLargestWindow = size_t{1} << 20;
 constexpr auto kQuick = std::chrono::milliseconds(2);
 constexpr int kCallsPerClock = 64;
 constexpr auto kBaseTime = std::chrono::milliseconds(1000);
-constexpr auto kTimePerByte = std::chrono::microseconds(2);   // half a megabyte a second: a hundredth of the usual speed
+constexpr auto kTimePerByte = std::chrono::microseconds(2);  // half a megabyte a second: a hundredth of the usual speed
 
 // White_Space as PCRE2 class contents: its own \s has U+180E in addition.
 constexpr std::string_view kSpaceClass = "\\t-\\r\\x{85}\\p{Z}";
@@ -61,8 +61,10 @@ absl::Status TranslateProperty(std::string_view pattern, size_t offset, size_t* 
   std::string_view kind;
   if (std::find(kCategories.begin(), kCategories.end(), name) == kCategories.end()) {
     kind = "sc:";
-    const bool is_name = std::all_of(name.begin(), name.end(), [](char c) { return absl::ascii_isalpha(c) || c == '_'; });
-    if (name.size() < 3 || !is_name) return Refuse(pattern, offset, fmt::format("the property \"{}\"", name.substr(0, 64)));
+    const bool is_name =
+        std::all_of(name.begin(), name.end(), [](char c) { return absl::ascii_isalpha(c) || c == '_'; });
+    if (name.size() < 3 || !is_name)
+      return Refuse(pattern, offset, fmt::format("the property \"{}\"", name.substr(0, 64)));
   }
   *result += fmt::format("{}{{{}{}{}}}", pattern.substr(offset, 2), negated ? "^" : "", kind, name);
   return absl::OkStatus();
@@ -101,7 +103,8 @@ size_t IntervalLength(std::string_view pattern, size_t offset) {
 }
 
 // The escape at `offset`, appended to `result` in PCRE2's syntax; *next is where the pattern goes on.
-absl::Status TranslateEscape(std::string_view pattern, size_t offset, bool in_class, size_t* next, std::string* result) {
+absl::Status TranslateEscape(std::string_view pattern, size_t offset, bool in_class, size_t* next,
+                             std::string* result) {
   if (offset + 1 == pattern.size()) return Refuse(pattern, offset, "a lone backslash");
   const char letter = pattern[offset + 1];
   *next = offset + 2;
@@ -157,7 +160,8 @@ absl::StatusOr<std::string> TranslatePattern(std::string_view pattern) {
     } else if (c == '(' && rest.starts_with("?")) {
       // (?i) in the middle of an alternation binds differently; m and x options, names and conditions need not agree.
       bool same = i == 0 && rest.starts_with("?i)");
-      for (const std::string_view form : {"?:", "?=", "?!", "?>", "?<=", "?<!", "?i:", "?-i:"}) same |= rest.starts_with(form);
+      for (const std::string_view form : {"?:", "?=", "?!", "?>", "?<=", "?<!", "?i:", "?-i:"})
+        same |= rest.starts_with(form);
       if (!same) return Refuse(pattern, i, fmt::format("the group \"({}\"", rest.substr(0, 2)));
     } else if (c == '{') {
       length = IntervalLength(pattern, i);
@@ -196,26 +200,30 @@ absl::StatusOr<Regex> Regex::Compile(std::string_view pattern) {
   pcre2_set_parens_nest_limit_8(context.get(), kMaxNesting);
   int error = 0;
   PCRE2_SIZE error_offset = 0;
-  pcre2_code_8* code = pcre2_compile_8(
-      reinterpret_cast<PCRE2_SPTR8>(translated.data()), translated.size(),
-      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT, &error, &error_offset, context.get());
+  pcre2_code_8* code =
+      pcre2_compile_8(reinterpret_cast<PCRE2_SPTR8>(translated.data()), translated.size(),
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_USE_OFFSET_LIMIT,
+                      &error, &error_offset, context.get());
   if (code == nullptr) {
     std::array<PCRE2_UCHAR8, 256> message{};
     pcre2_get_error_message_8(error, message.data(), message.size());
-    return absl::InvalidArgumentError(fmt::format("{}, offset {}: {}", Quote(translated), error_offset, reinterpret_cast<const char*>(message.data())));
+    return absl::InvalidArgumentError(fmt::format("{}, offset {}: {}", Quote(translated), error_offset,
+                                                  reinterpret_cast<const char*>(message.data())));
   }
-  std::shared_ptr<const pcre2_real_code_8> owner(code, [](const pcre2_real_code_8* c) { pcre2_code_free_8(const_cast<pcre2_code_8*>(c)); });
+  std::shared_ptr<const pcre2_real_code_8> owner(
+      code, [](const pcre2_real_code_8* c) { pcre2_code_free_8(const_cast<pcre2_code_8*>(c)); });
   uint32_t matches_empty = 0;
   pcre2_pattern_info_8(code, PCRE2_INFO_MATCHEMPTY, &matches_empty);
-  if (matches_empty != 0)
-    return absl::UnimplementedError(fmt::format("{} can match the empty string", Quote(pattern)));
+  if (matches_empty != 0) return absl::UnimplementedError(fmt::format("{} can match the empty string", Quote(pattern)));
   // Where the system forbids executable memory the interpreter does the same, slower.
   const bool jit = pcre2_jit_compile_8(code, PCRE2_JIT_COMPLETE) == 0;
   return Regex(std::move(owner), jit);
 }
 
 void RegexScan::FreeMatchData::operator()(pcre2_real_match_data_8* data) const { pcre2_match_data_free_8(data); }
-void RegexScan::FreeMatchContext::operator()(pcre2_real_match_context_8* context) const { pcre2_match_context_free_8(context); }
+void RegexScan::FreeMatchContext::operator()(pcre2_real_match_context_8* context) const {
+  pcre2_match_context_free_8(context);
+}
 
 RegexScan::Clock::time_point RegexScan::Deadline(size_t text_bytes) {
   return Clock::now() + kBaseTime + kTimePerByte * static_cast<int64_t>(text_bytes);
@@ -245,10 +253,11 @@ int RegexScan::Match(size_t from, size_t last_start) {
   const auto* subject = reinterpret_cast<PCRE2_SPTR8>(text_.data());
   int result = PCRE2_ERROR_JIT_STACKLIMIT;
   if (regex_->jit_)
-    result = pcre2_jit_match_8(regex_->code_.get(), subject, text_.size(), from, PCRE2_NO_UTF_CHECK, match_.get(), context_.get());
+    result = pcre2_jit_match_8(regex_->code_.get(), subject, text_.size(), from, PCRE2_NO_UTF_CHECK, match_.get(),
+                               context_.get());
   if (result == PCRE2_ERROR_JIT_STACKLIMIT)
-    result = pcre2_match_8(regex_->code_.get(), subject, text_.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, match_.get(),
-                           context_.get());
+    result = pcre2_match_8(regex_->code_.get(), subject, text_.size(), from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
+                           match_.get(), context_.get());
   return result;
 }
 
@@ -301,8 +310,8 @@ bool RegexScan::Next(size_t* begin, size_t* end) {
 }
 
 bool RegexScan::Exceeded(std::string_view limit) {
-  status_ = absl::ResourceExhaustedError(
-      fmt::format("the tokenizer's regular expression exceeded its {} limit on a text of {} bytes", limit, text_.size()));
+  status_ = absl::ResourceExhaustedError(fmt::format(
+      "the tokenizer's regular expression exceeded its {} limit on a text of {} bytes", limit, text_.size()));
   return false;
 }
 

@@ -1,8 +1,8 @@
 // The regular expressions of tokenizer.json, matched with PCRE2's just-in-time compiler.
 //
 // The reference runs them with Oniguruma (Ruby syntax). The few constructs whose meaning differs are rewritten (\s is
-// exactly Unicode White_Space) or refused (\w, \b, nested classes, ...), never silently reinterpreted. PCRE2 10.42 knows
-// Unicode 14: newer letters and digits count as unassigned.
+// exactly Unicode White_Space) or refused (\w, \b, nested classes, ...), never silently reinterpreted. PCRE2 10.42
+// knows Unicode 14: newer letters and digits count as unassigned.
 #pragma once
 
 #include <chrono>
@@ -82,7 +82,7 @@ class RegexScan {
   Clock::time_point last_clock_;
   std::string_view text_;
   size_t position_ = 0;
-  size_t window_ = 0;             // start positions that one call into PCRE2 may try
+  size_t window_ = 0;  // start positions that one call into PCRE2 may try
   int calls_to_clock_ = 0;
   absl::Status status_;
 };

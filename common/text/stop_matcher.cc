@@ -1,9 +1,9 @@
 #include "common/text/stop_matcher.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "common/text/utf8.h"
 
@@ -11,10 +11,12 @@ namespace nibble {
 
 absl::Status ValidateStopStrings(std::span<const std::string> stops) {
   if (stops.size() > kMaxStopStrings)
-    return absl::InvalidArgumentError(fmt::format("stop has {} strings, must be at most {}", stops.size(), kMaxStopStrings));
+    return absl::InvalidArgumentError(
+        fmt::format("stop has {} strings, must be at most {}", stops.size(), kMaxStopStrings));
   for (size_t i = 0; i < stops.size(); ++i) {
     if (stops[i].empty() || stops[i].size() > kMaxStopBytes)
-      return absl::InvalidArgumentError(fmt::format("stop[{}] has {} bytes, must be 1..{}", i, stops[i].size(), kMaxStopBytes));
+      return absl::InvalidArgumentError(
+          fmt::format("stop[{}] has {} bytes, must be 1..{}", i, stops[i].size(), kMaxStopBytes));
     if (const size_t valid = ValidUtf8Prefix(stops[i]); valid != stops[i].size())
       return absl::InvalidArgumentError(fmt::format("stop[{}] is not valid UTF-8 at byte {}", i, valid));
   }
@@ -66,7 +68,7 @@ StopMatcher::Step StopMatcher::Append(std::string_view text) {
   uint32_t keep = 0;
   if (!include_)
     for (const Automaton& automaton : automata_) keep = std::max(keep, automaton.matched_bytes);
-  if (keep <= text.size()) {   // everything held before is certain now
+  if (keep <= text.size()) {  // everything held before is certain now
     step.text = std::move(held_);
     step.text.append(text.substr(0, text.size() - keep));
     held_ = text.substr(text.size() - keep);

@@ -15,7 +15,9 @@ namespace nibble {
 // Where abseil was built as C++14 its string_view is not the standard one, and its own maps of strings accept no other.
 struct StringViewHash {
   using is_transparent = void;
-  size_t operator()(std::string_view s) const { return absl::Hash<absl::string_view>()(absl::string_view(s.data(), s.size())); }
+  size_t operator()(std::string_view s) const {
+    return absl::Hash<absl::string_view>()(absl::string_view(s.data(), s.size()));
+  }
 };
 
 template <typename Value>

@@ -1,8 +1,8 @@
 #include "common/text/tokenizer.h"
 
-#include <utility>
-
 #include <fmt/format.h>
+
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "common/base/file.h"
@@ -22,12 +22,12 @@ struct Tokenizer::Parts {
   explicit Parts(Vocabulary v) : vocabulary(std::move(v)) {}
 
   Vocabulary vocabulary;
-  std::optional<BytePairEncoder> encoder;             // points at vocabulary
+  std::optional<BytePairEncoder> encoder;  // points at vocabulary
   std::optional<PreTokenizer> pre_tokenizer;
-  std::optional<AddedTokenMatcher> added;             // found first
-  std::optional<AddedTokenMatcher> normalized_added;  // found in what the others left over
-  StringMap<uint32_t> added_ids;        // every added token, by content
-  absl::flat_hash_map<uint32_t, std::string> added_bytes;      // added tokens that the vocabulary does not have
+  std::optional<AddedTokenMatcher> added;                  // found first
+  std::optional<AddedTokenMatcher> normalized_added;       // found in what the others left over
+  StringMap<uint32_t> added_ids;                           // every added token, by content
+  absl::flat_hash_map<uint32_t, std::string> added_bytes;  // added tokens that the vocabulary does not have
   std::vector<uint32_t> prefix_ids;
   std::vector<uint32_t> suffix_ids;
 };
@@ -47,7 +47,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& di
   if (!config.ok()) return config.status();
   const absl::StatusOr<std::string> bos_token = ParseBosToken(*config);
   if (!bos_token.ok()) return Annotate(bos_token.status(), config_path);
-  // The post-processor decides; the other file only fills in. Qwen2 names no bos_token, GPT-2 one that is not put in front.
+  // The post-processor decides; the other file only fills in. Qwen2 names no bos_token, GPT-2 one that is not put in
+  // front.
   if (!(*tokenizer)->bos_id_ && !bos_token->empty()) (*tokenizer)->bos_id_ = (*tokenizer)->TokenToId(*bos_token);
   return tokenizer;
 }
@@ -68,12 +69,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
   std::vector<AddedToken> raw, normalized;
   for (AddedToken& token : definition.added_tokens) {
     const auto complain = [&](std::string_view problem) {
-      return absl::InvalidArgumentError(fmt::format("added token \"{}\" with id {} {}", token.content.substr(0, 64), token.id, problem));
+      return absl::InvalidArgumentError(
+          fmt::format("added token \"{}\" with id {} {}", token.content.substr(0, 64), token.id, problem));
     };
     if (!parts->added_ids.emplace(token.content, token.id).second) return complain("occurs twice");
     if (token.id >= flags.size()) flags.resize(size_t{token.id} + 1, 0);
     const std::optional<uint32_t> in_vocabulary = parts->vocabulary.FindSpelling(token.content);
-    if (in_vocabulary && *in_vocabulary != token.id) return complain(fmt::format("has id {} in model.vocab", *in_vocabulary));
+    if (in_vocabulary && *in_vocabulary != token.id)
+      return complain(fmt::format("has id {} in model.vocab", *in_vocabulary));
     if (!in_vocabulary) {
       if ((flags[token.id] & kKnown) != 0) return complain("has the id of another token");
       // Decoded by the same rule as the vocabulary's tokens, as the reference does.
@@ -115,7 +118,8 @@ absl::StatusOr<std::vector<uint32_t>> Tokenizer::Encode(std::string_view text, E
   PreTokenizer::Scratch scratch(*parts.pre_tokenizer, text.size());
   const auto push = [&ids](uint32_t id) { ids.push_back(id); };
   const auto encode_words = [&](std::string_view segment) {
-    return parts.pre_tokenizer->Split(segment, &scratch, [&](std::string_view word) { parts.encoder->Encode(word, &ids); });
+    return parts.pre_tokenizer->Split(segment, &scratch,
+                                      [&](std::string_view word) { parts.encoder->Encode(word, &ids); });
   };
   const auto find_normalized = [&](std::string_view segment) {
     return parts.normalized_added->Split(segment, options.parse_special_tokens, encode_words, push);

@@ -1,5 +1,6 @@
-// Text to token ids and back, as the model's own tokenizer.json (Hugging Face `tokenizers` format) defines it: byte-level
-// BPE of the GPT-2, Llama-3 and Qwen2 kind. docs/text.md is the contract: what is supported, what is refused.
+// Text to token ids and back, as the model's own tokenizer.json (Hugging Face `tokenizers` format) defines it:
+// byte-level BPE of the GPT-2, Llama-3 and Qwen2 kind. docs/text.md is the contract: what is supported, what is
+// refused.
 //
 // Immutable after loading: every const member may be called from any number of threads at once, without locks.
 #pragma once
@@ -19,8 +20,8 @@ namespace nibble {
 struct EncodeOptions {
   // Put the ids of the file's post-processor around the text (Llama-3: <|begin_of_text|> in front).
   bool add_special_tokens = true;
-  // Text that spells a special token ("<|eot_id|>") becomes that token's id. Off: it is encoded as ordinary text, so that
-  // what a user writes can never act as control. Added tokens that are not special are always recognised.
+  // Text that spells a special token ("<|eot_id|>") becomes that token's id. Off: it is encoded as ordinary text, so
+  // that what a user writes can never act as control. Added tokens that are not special are always recognised.
   bool parse_special_tokens = true;
 };
 
@@ -69,8 +70,8 @@ class Tokenizer {
 
   Tokenizer();
 
-  std::unique_ptr<const Parts> parts_;   // vocabulary, merges, pre-tokenizer, added tokens
-  std::vector<uint8_t> flags_;           // [vocab_size], TokenFlag
+  std::unique_ptr<const Parts> parts_;  // vocabulary, merges, pre-tokenizer, added tokens
+  std::vector<uint8_t> flags_;          // [vocab_size], TokenFlag
   std::optional<uint32_t> bos_id_;
 };
 

@@ -1,10 +1,10 @@
 #include "common/text/tokenizer_json.h"
 
-#include <algorithm>
-#include <optional>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "common/base/status.h"
 #include "common/text/vocabulary.h"
@@ -47,7 +47,8 @@ bool NestsTooDeep(std::string_view text) {
 // Not a StatusOr<Json>: a Json can be made of anything, also of a Status.
 absl::Status ParseObject(std::string_view text, Json* root) {
   if (static_cast<int64_t>(text.size()) > kMaxTokenizerFileBytes)
-    return absl::InvalidArgumentError(fmt::format("file has {} bytes, must be at most {}", text.size(), kMaxTokenizerFileBytes));
+    return absl::InvalidArgumentError(
+        fmt::format("file has {} bytes, must be at most {}", text.size(), kMaxTokenizerFileBytes));
   if (NestsTooDeep(text)) return absl::InvalidArgumentError(fmt::format("JSON nests deeper than {}", kMaxNesting));
   *root = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (!root->is_object()) return absl::InvalidArgumentError("not a JSON object");
@@ -96,12 +97,12 @@ absl::StatusOr<const Json*> Elements(const Json& sequence, const char* key, std:
 
 absl::Status ParseModel(const Json& model, TokenizerDefinition* definition) {
   if (!model.is_object()) return Invalid("model", "must be an object");
-  if (!Member(model, "type").is_null()) {   // files from before 2020 have no type
+  if (!Member(model, "type").is_null()) {  // files from before 2020 have no type
     NIBBLE_ASSIGN_OR_RETURN(const std::string type, Type(model, "model"));
     if (type != "BPE") return Unsupported("model.type", type);
   }
-  // Announces a vocabulary of characters instead of bytes. (unk_token and fuse_unk need no look: every byte has a token,
-  // which BytePairEncoder checks, so nothing is ever unknown.)
+  // Announces a vocabulary of characters instead of bytes. (unk_token and fuse_unk need no look: every byte has a
+  // token, which BytePairEncoder checks, so nothing is ever unknown.)
   NIBBLE_ASSIGN_OR_RETURN(const bool byte_fallback, Bool(model, "byte_fallback", false, "model"));
   if (byte_fallback) return Unsupported("model.byte_fallback", "true");
   const Json& dropout = Member(model, "dropout");
@@ -117,7 +118,8 @@ absl::Status ParseModel(const Json& model, TokenizerDefinition* definition) {
   definition->vocab.reserve(vocab.size());
   for (const auto& [spelling, value] : vocab.items()) {
     if (spelling.empty()) return Invalid("model.vocab", "has an empty token");
-    NIBBLE_ASSIGN_OR_RETURN(const uint32_t id, TokenId(value, fmt::format("model.vocab[\"{}\"]", spelling.substr(0, 64))));
+    NIBBLE_ASSIGN_OR_RETURN(const uint32_t id,
+                            TokenId(value, fmt::format("model.vocab[\"{}\"]", spelling.substr(0, 64))));
     definition->vocab.emplace_back(spelling, id);
   }
 
@@ -130,7 +132,7 @@ absl::Status ParseModel(const Json& model, TokenizerDefinition* definition) {
       if (merge.size() != 2 || !merge[0].is_string() || !merge[1].is_string())
         return Invalid(where(), "must be two tokens");
       definition->merges.emplace_back(merge[0].get<std::string>(), merge[1].get<std::string>());
-    } else if (merge.is_string()) {   // the older form "a b"
+    } else if (merge.is_string()) {  // the older form "a b"
       const std::string& line = merge.get_ref<const std::string&>();
       if (line.starts_with("#version")) continue;
       const size_t space = line.find(' ');
@@ -178,9 +180,11 @@ absl::Status ParseNormalizer(const Json& normalizer, std::string_view where) {
 absl::StatusOr<SplitStage> ParseSplit(const Json& split, std::string_view where) {
   SplitStage stage;
   const Json& pattern = Member(split, "pattern");
-  if (!pattern.is_object() || pattern.size() != 1) return Invalid(fmt::format("{}.pattern", where), "must hold one Regex or String");
+  if (!pattern.is_object() || pattern.size() != 1)
+    return Invalid(fmt::format("{}.pattern", where), "must hold one Regex or String");
   const std::string& kind = pattern.begin().key();
-  if ((kind != "Regex" && kind != "String") || !pattern.begin()->is_string() || pattern.begin()->get_ref<const std::string&>().empty())
+  if ((kind != "Regex" && kind != "String") || !pattern.begin()->is_string() ||
+      pattern.begin()->get_ref<const std::string&>().empty())
     return Invalid(fmt::format("{}.pattern", where), "must hold one Regex or String, not empty");
   stage.pattern = pattern.begin()->get<std::string>();
   if (kind == "String") stage.pattern = QuotePattern(stage.pattern);
@@ -206,8 +210,9 @@ absl::Status ParsePreTokenizer(const Json& pre_tokenizer, TokenizerDefinition* d
   }
   bool byte_level = false;
   for (const Json* element : elements) {
-    const std::string where = outer_type == "Sequence" ? fmt::format("pre_tokenizer.pretokenizers[{}]", definition->stages.size())
-                                                       : std::string("pre_tokenizer");
+    const std::string where = outer_type == "Sequence"
+                                  ? fmt::format("pre_tokenizer.pretokenizers[{}]", definition->stages.size())
+                                  : std::string("pre_tokenizer");
     NIBBLE_ASSIGN_OR_RETURN(const std::string type, Type(*element, where));
     // Behind ByteLevel, patterns would see the spelling of bytes instead of the text.
     if (byte_level) return Unsupported(where, fmt::format("{} behind ByteLevel", type));
@@ -242,7 +247,8 @@ absl::Status ParseTemplate(const Json& processor, std::string_view where, Tokeni
     const Json& token = Member(piece, "SpecialToken");
     const Json& sequence = Member(piece, "Sequence");
     if (sequence.is_object()) {
-      if (behind_text || Member(sequence, "id") != "A") return Invalid(fmt::format("{}.single", where), "must contain Sequence A once");
+      if (behind_text || Member(sequence, "id") != "A")
+        return Invalid(fmt::format("{}.single", where), "must contain Sequence A once");
       behind_text = true;
       continue;
     }
@@ -251,7 +257,8 @@ absl::Status ParseTemplate(const Json& processor, std::string_view where, Tokeni
     const Json& special = special_tokens.is_object() ? Member(special_tokens, name.c_str()) : special_tokens;
     const Json& ids = special.is_object() ? Member(special, "ids") : special;
     if (!ids.is_array() || ids.empty() || ids.size() > kMaxStages)
-      return Invalid(fmt::format("{}.special_tokens", where), fmt::format("must give \"{}\" 1..{} ids", name.substr(0, 64), kMaxStages));
+      return Invalid(fmt::format("{}.special_tokens", where),
+                     fmt::format("must give \"{}\" 1..{} ids", name.substr(0, 64), kMaxStages));
     for (const Json& value : ids) {
       NIBBLE_ASSIGN_OR_RETURN(const uint32_t id, TokenId(value, fmt::format("{}.special_tokens ids", where)));
       (behind_text ? definition->suffix_ids : definition->prefix_ids).push_back(id);
@@ -273,7 +280,7 @@ absl::Status ParsePostProcessor(const Json& post_processor, TokenizerDefinition*
   bool has_template = false;
   for (const Json* element : elements) {
     NIBBLE_ASSIGN_OR_RETURN(const std::string type, Type(*element, "post_processor"));
-    if (type == "ByteLevel") continue;   // adjusts offsets, never ids
+    if (type == "ByteLevel") continue;  // adjusts offsets, never ids
     if (type != "TemplateProcessing") return Unsupported("post_processor", type);
     if (has_template) return Unsupported("post_processor", "with two templates");
     has_template = true;

@@ -14,19 +14,19 @@
 namespace nibble {
 
 struct TokenizerDefinition {
-  std::vector<std::pair<std::string, uint32_t>> vocab;             // spelling, id
-  std::vector<std::pair<std::string, std::string>> merges;         // spellings, in rank order
+  std::vector<std::pair<std::string, uint32_t>> vocab;      // spelling, id
+  std::vector<std::pair<std::string, std::string>> merges;  // spellings, in rank order
   bool ignore_merges = false;
-  std::vector<AddedToken> added_tokens;                            // contents distinct, not empty
-  std::vector<SplitStage> stages;                                  // pre-tokenizer, the last one is ByteLevel
-  std::vector<uint32_t> prefix_ids;                                // post-processor: in front of a text
-  std::vector<uint32_t> suffix_ids;                                // and behind it
+  std::vector<AddedToken> added_tokens;  // contents distinct, not empty
+  std::vector<SplitStage> stages;        // pre-tokenizer, the last one is ByteLevel
+  std::vector<uint32_t> prefix_ids;      // post-processor: in front of a text
+  std::vector<uint32_t> suffix_ids;      // and behind it
 };
 
 inline constexpr int64_t kMaxTokenizerFileBytes = int64_t{128} << 20;
 
-// INVALID_ARGUMENT with field, value and limit for a broken file; UNIMPLEMENTED for a well-formed one that asks for what Nibble
-// does not do (another model type, normalizer, decoder, ...): better refused than tokenized differently.
+// INVALID_ARGUMENT with field, value and limit for a broken file; UNIMPLEMENTED for a well-formed one that asks for
+// what Nibble does not do (another model type, normalizer, decoder, ...): better refused than tokenized differently.
 // Consistency between the parts (ids of the vocabulary, merges, added tokens) is checked where they are put together.
 absl::StatusOr<TokenizerDefinition> ParseTokenizerJson(std::string_view text);
 

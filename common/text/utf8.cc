@@ -14,7 +14,8 @@ Utf8Step ReadUtf8(std::string_view text) {
   char32_t code_point = first & (0xFFu >> (length + 1));
   for (uint8_t i = 1; i < length; ++i) {
     if (i == text.size()) return {Utf8Step::kTruncated, i, 0};
-    // Only the second byte has a narrower range: it rules out overlong forms, surrogates and code points above U+10FFFF.
+    // Only the second byte has a narrower range: it rules out overlong forms, surrogates and code points above
+    // U+10FFFF.
     const uint8_t low = i > 1 ? 0x80 : first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
     const uint8_t high = i > 1 ? 0xBF : first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
     if (byte(i) < low || byte(i) > high) return {Utf8Step::kInvalid, i, 0};
@@ -56,8 +57,8 @@ size_t AppendUtf8Lossy(std::string_view bytes, std::string* text) {
 }
 
 bool IsWhiteSpace(char32_t c) {
-  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 void AppendUtf8(char32_t c, std::string* text) {

@@ -1,4 +1,5 @@
-// UTF-8 at the edges: validation with the offset of the first error, and the lossy conversion that models' outputs need.
+// UTF-8 at the edges: validation with the offset of the first error, and the lossy conversion that models' outputs
+// need.
 #pragma once
 
 #include <cstddef>
@@ -8,19 +9,19 @@
 
 namespace nibble {
 
-inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";   // U+FFFD
+inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
-// What stands at the front of a non-empty text. The well-formed sequences are those of Unicode table 3-7 (no surrogates,
-// no overlong forms, nothing above U+10FFFF).
+// What stands at the front of a non-empty text. The well-formed sequences are those of Unicode table 3-7 (no
+// surrogates, no overlong forms, nothing above U+10FFFF).
 struct Utf8Step {
   enum Kind : uint8_t {
-    kCharacter,   // a character of `length` bytes
-    kInvalid,     // `length` bytes that can begin no character: the maximal subpart to be replaced by one U+FFFD
-    kTruncated,   // the text ends inside a character that is well-formed so far; `length` is all of it
+    kCharacter,  // a character of `length` bytes
+    kInvalid,    // `length` bytes that can begin no character: the maximal subpart to be replaced by one U+FFFD
+    kTruncated,  // the text ends inside a character that is well-formed so far; `length` is all of it
   };
   Kind kind;
-  uint8_t length;          // bytes, 1..4
-  char32_t code_point;     // kCharacter only
+  uint8_t length;       // bytes, 1..4
+  char32_t code_point;  // kCharacter only
 };
 Utf8Step ReadUtf8(std::string_view text);
 

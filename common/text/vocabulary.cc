@@ -1,8 +1,8 @@
 #include "common/text/vocabulary.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "common/text/byte_level.h"
 
@@ -23,7 +23,8 @@ absl::StatusOr<Vocabulary> Vocabulary::Create(const std::vector<std::pair<std::s
   result.by_bytes_.reserve(entries.size());
   for (const auto& [spelling, id] : entries) {
     if (result.known_[id])
-      return absl::InvalidArgumentError(fmt::format("token id {} is used twice, the second time by \"{}\"", id, spelling.substr(0, 64)));
+      return absl::InvalidArgumentError(
+          fmt::format("token id {} is used twice, the second time by \"{}\"", id, spelling.substr(0, 64)));
     result.known_[id] = true;
     std::optional<std::string> bytes = BytesFromSpelling(spelling);
     (bytes ? result.by_bytes_ : result.by_literal_).emplace(bytes ? *bytes : spelling, id);

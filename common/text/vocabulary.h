@@ -13,20 +13,23 @@
 
 namespace nibble {
 
-// Bounds what a hostile file can make us allocate; the largest vocabularies of published models have some 260,000 tokens.
+// Bounds what a hostile file can make us allocate; the largest vocabularies of published models have some 260,000
+// tokens.
 inline constexpr uint32_t kMaxTokenId = (1u << 21) - 1;
 
 // Immutable; usable from any number of threads.
 class Vocabulary {
  public:
-  // entries: (spelling in tokenizer.json, id). A spelling outside of the byte alphabet stands for its own UTF-8 (special tokens such as
-  // "<｜begin▁of▁sentence｜>"); merges never produce such a token. Ids may have gaps. INVALID_ARGUMENT for an id that is
-  // too large or used twice.
+  // entries: (spelling in tokenizer.json, id). A spelling outside of the byte alphabet stands for its own UTF-8
+  // (special tokens such as
+  // "<｜begin▁of▁sentence｜>"); merges never produce such a token. Ids may have gaps. INVALID_ARGUMENT for an id that
+  // is too large or used twice.
   static absl::StatusOr<Vocabulary> Create(const std::vector<std::pair<std::string, uint32_t>>& entries);
 
   // Empty for an id that names no token.
   std::string_view Bytes(uint32_t id) const {
-    return id < size() ? std::string_view(arena_).substr(offsets_[id], offsets_[id + 1] - offsets_[id]) : std::string_view();
+    return id < size() ? std::string_view(arena_).substr(offsets_[id], offsets_[id + 1] - offsets_[id])
+                       : std::string_view();
   }
   bool Contains(uint32_t id) const { return id < size() && known_[id]; }
   // One more than the largest id.
@@ -43,11 +46,11 @@ class Vocabulary {
  private:
   Vocabulary() = default;
 
-  std::string arena_;                                              // all tokens' bytes, by id
-  std::vector<uint64_t> offsets_;                                  // [size + 1] into arena_
-  std::vector<bool> known_;                                        // [size]
-  StringMap<uint32_t> by_bytes_;      // spelled in the byte alphabet
-  StringMap<uint32_t> by_literal_;    // spelled otherwise
+  std::string arena_;               // all tokens' bytes, by id
+  std::vector<uint64_t> offsets_;   // [size + 1] into arena_
+  std::vector<bool> known_;         // [size]
+  StringMap<uint32_t> by_bytes_;    // spelled in the byte alphabet
+  StringMap<uint32_t> by_literal_;  // spelled otherwise
 };
 
 }  // namespace nibble

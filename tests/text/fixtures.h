@@ -1,6 +1,8 @@
 // Reads tests/text/data; make_fixtures.py says what is in it.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <fstream>
 #include <iterator>
@@ -9,14 +11,12 @@
 #include <string_view>
 #include <vector>
 
-#include <gtest/gtest.h>
-
 #include "common/text/tokenizer.h"
 
 namespace nibble {
 
-inline constexpr char kBundledModel[] = "deploy/models/novelist-17m";   // tests run in the repository's root
-inline constexpr size_t kFixtureStep = 12;                              // STEP
+inline constexpr char kBundledModel[] = "deploy/models/novelist-17m";  // tests run in the repository's root
+inline constexpr size_t kFixtureStep = 12;                             // STEP
 
 inline std::string ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -44,7 +44,8 @@ inline std::vector<uint32_t> IdsFromDigits(std::string_view digits) {
 // "llama3" is the bundled model's tokenizer.
 inline std::unique_ptr<Tokenizer> LoadFixtureTokenizer(const std::string& name) {
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
-      name == "llama3" ? Tokenizer::Load(kBundledModel) : Tokenizer::FromJson(ReadText("tests/text/data/" + name + ".tokenizer.json"));
+      name == "llama3" ? Tokenizer::Load(kBundledModel)
+                       : Tokenizer::FromJson(ReadText("tests/text/data/" + name + ".tokenizer.json"));
   EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
   return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
 }

@@ -1,10 +1,10 @@
 // Equality with the reference implementation over the fixtures of make_fixtures.py.
+#include <gtest/gtest.h>
+
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 #include "common/text/detokenizer.h"
 #include "common/text/tokenizer.h"
@@ -15,7 +15,8 @@ namespace {
 
 std::vector<std::string> ReadTexts() {
   std::vector<std::string> texts;
-  for (const std::string& line : ReadLines("tests/text/data/texts.jsonl")) texts.push_back(nlohmann::json::parse(line).get<std::string>());
+  for (const std::string& line : ReadLines("tests/text/data/texts.jsonl"))
+    texts.push_back(nlohmann::json::parse(line).get<std::string>());
   return texts;
 }
 
@@ -54,7 +55,8 @@ TEST_P(ReferenceTest, EncodesEqually) {
 }
 
 TEST_P(ReferenceTest, EncodesEquallyWithoutSpecialTokens) {
-  ExpectEqualIds(EveryNth(ReadTexts(), kFixtureStep), ".plain.ids", {.add_special_tokens = false, .parse_special_tokens = false});
+  ExpectEqualIds(EveryNth(ReadTexts(), kFixtureStep), ".plain.ids",
+                 {.add_special_tokens = false, .parse_special_tokens = false});
 }
 
 TEST_P(ReferenceTest, DecodesEqually) {
