@@ -3,7 +3,7 @@
 //
 // Polynomials: Cephes expf and logf (Moshier, netlib.org/cephes), their evaluation re-ordered for fma. Measured against
 // double over all of the ranges used (tests/kernels/math_test.cc): Exp <= 1.1 ulp where the result is normal, Log <= 1
-// ulp, Sigmoid <= 2.5 ulp.
+// ulp, NegLogOneMinus and Sigmoid <= 2.5 ulp.
 #pragma once
 
 namespace nibble::NIBBLE_ISA {
