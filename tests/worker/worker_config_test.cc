@@ -1,0 +1,102 @@
+#include "worker/config.h"
+
+#include <unistd.h>
+
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "common/base/file.h"
+
+namespace nibble {
+namespace {
+
+std::string Problems(const std::vector<std::string>& arguments) {
+  const auto line = ParseWorkerCommandLine(arguments);
+  EXPECT_FALSE(line.ok());
+  EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  return std::string(line.status().message());
+}
+
+std::string WriteConfig(const std::string& text) {
+  const std::string path = testing::TempDir() + "nibble_worker_" + std::to_string(getpid()) + ".yaml";
+  EXPECT_TRUE(WriteFileAtomically(path, text).ok());
+  return path;
+}
+
+TEST(WorkerConfig, FlagsSetEverything) {
+  const auto line = ParseWorkerCommandLine({"--model", testing::TempDir(), "--listen", "0.0.0.0:7", "--backend=mock", "--threads", "3",
+                                            "--kv-memory", "2GiB", "--mock-step-us", "250", "--drain-timeout-s", "5",
+                                            "--collective-timeout-ms", "700", "--advertise-host", "10.0.0.1", "--log-level", "warn"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  const WorkerConfig& c = line->config;
+  EXPECT_EQ(c.listen, "0.0.0.0:7");
+  EXPECT_EQ(c.backend, "mock");
+  EXPECT_EQ(c.threads, 3);
+  EXPECT_EQ(c.kv_memory_bytes, int64_t{2} << 30);
+  EXPECT_EQ(c.mock_step_us, 250);
+  EXPECT_EQ(c.drain_timeout_s, 5);
+  EXPECT_EQ(c.collective_timeout_ms, 700);
+  EXPECT_EQ(c.advertise_host, "10.0.0.1");
+}
+
+TEST(WorkerConfig, EveryProblemIsListed) {
+  const std::string problems = Problems({"--model", "/nonexistent", "--listen", "nonsense", "--threads", "many", "--kv-memory", "5q",
+                                         "--backend", "tpu", "--tls-cert", "a.pem", "--frobnicate"});
+  for (const char* name : {"model:", "listen:", "threads:", "kv-memory:", "backend:", "tls-key", "'--frobnicate'"}) {
+    EXPECT_NE(problems.find(name), std::string::npos) << name << " missing in:\n" << problems;
+  }
+}
+
+TEST(WorkerConfig, FlagsWinOverTheFile) {
+  const std::string path = WriteConfig("model: " + testing::TempDir() + "\nthreads: 2\nkv-memory: 64MiB\n");
+  const auto line = ParseWorkerCommandLine({"--config", path, "--threads", "4"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->config.threads, 4);
+  EXPECT_EQ(line->config.kv_memory_bytes, int64_t{64} << 20);
+  unlink(path.c_str());
+}
+
+TEST(WorkerConfig, FileProblemsAreListedToo) {
+  const std::string path = WriteConfig("threads: [1, 2]\nfrobnicate: 1\nkv-memory: lots\n");
+  const std::string problems = Problems({"--config", path, "--listen", "x"});
+  for (const char* text : {"threads: must be one value", "frobnicate: is no setting", "kv-memory: is 'lots'", "listen:", "model: is missing"}) {
+    EXPECT_NE(problems.find(text), std::string::npos) << text << " missing in:\n" << problems;
+  }
+  EXPECT_NE(Problems({"--config", "/nonexistent.yaml"}).find("/nonexistent.yaml"), std::string::npos);
+  for (const char* text : {"- a\n- b\n", "{", "a: b: c", "? [1]\n: 2"}) {
+    WriteConfig(text);
+    EXPECT_NE(Problems({"--config", path}).find("config"), std::string::npos) << text;
+  }
+  unlink(path.c_str());
+}
+
+TEST(WorkerConfig, OneValueOnly) {
+  EXPECT_NE(Problems({"--threads", "1", "--threads", "2"}).find("threads: is given 2 times"), std::string::npos);
+  EXPECT_NE(Problems({"--threads"}).find("threads"), std::string::npos);
+}
+
+TEST(WorkerConfig, HelpAndVersionPrintAndExit) {
+  const auto help = ParseWorkerCommandLine({"--help"});
+  ASSERT_TRUE(help.ok());
+  EXPECT_TRUE(help->print_and_exit);
+  EXPECT_NE(help->text.find("--kv-memory"), std::string::npos);
+  const auto version = ParseWorkerCommandLine({"--version"});
+  ASSERT_TRUE(version.ok());
+  EXPECT_NE(version->text.find("nibble-worker 0."), std::string::npos);
+}
+
+TEST(ParseByteSize, UnitsAndLimits) {
+  EXPECT_EQ(*ParseByteSize("1"), 1);
+  EXPECT_EQ(*ParseByteSize("64MiB"), 64 << 20);
+  EXPECT_EQ(*ParseByteSize("1.5GiB"), 1610612736);
+  EXPECT_EQ(*ParseByteSize("200MB"), 200000000);
+  EXPECT_EQ(*ParseByteSize("1024TiB"), int64_t{1} << 50);
+  for (const char* text : {"", "0", "-1", "1e3", "GiB", "1 GiB", "1gib", "1..5MiB", "1025TiB", "99999999999999999999999", "nan", "inf"}) {
+    EXPECT_FALSE(ParseByteSize(text).ok()) << text;
+  }
+}
+
+}  // namespace
+}  // namespace nibble
