@@ -112,10 +112,12 @@ std::vector<int> DuplicateConnectedSockets(std::span<const sockaddr_storage> add
     socklen_t own_bytes = sizeof(own), other_bytes = sizeof(other);
     if (getsockname(fd, reinterpret_cast<sockaddr*>(&own), &own_bytes) != 0) continue;
     if (getpeername(fd, reinterpret_cast<sockaddr*>(&other), &other_bytes) != 0) continue;
-    if (std::none_of(addresses.begin(), addresses.end(), [&](const auto& a) { return SameAddress(a, own); })) continue;
-    if (const int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0); copy >= 0) sockets.push_back(copy);
+    if (std::any_of(addresses.begin(), addresses.end(), [&](const auto& a) { return SameAddress(a, own); })) sockets.push_back(fd);
   }
   closedir(dir);
+  // Only now: the directory would list the duplicates as well.
+  for (int& socket : sockets) socket = fcntl(socket, F_DUPFD_CLOEXEC, 0);
+  std::erase(sockets, -1);
   return sockets;
 }
 
