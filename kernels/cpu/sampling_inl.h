@@ -98,6 +98,17 @@ inline int64_t CheckedId(int64_t id, int64_t vocab) {
   return id;
 }
 
+// What the row asks for must have been given.
+inline void CheckRow(const SampleArgs& args, const SampleRow& p) {
+  NIBBLE_CHECK(p.num_logprobs <= kMaxTopLogprobs, "num_logprobs " + std::to_string(p.num_logprobs));
+  NIBBLE_CHECK(p.num_logprobs < 0 ||
+                   (args.logprobs != nullptr && args.top_ids != nullptr && args.top_logprobs != nullptr),
+               "logprobs, top_ids or top_logprobs is null");
+  NIBBLE_CHECK(p.slot < 0 || args.slot_tokens != nullptr, "slot_tokens is null");
+  NIBBLE_CHECK(p.history < 0 || args.history != nullptr, "history is null");
+  NIBBLE_CHECK(p.temperature >= 0, "temperature " + std::to_string(p.temperature));
+}
+
 inline void Shape(const SampleArgs& args, const SampleRow& p, float* x) {
   for (int64_t i = p.bias_begin; i < p.bias_end; ++i) {
     float& value = x[CheckedId(args.bias_ids[i], args.vocab)];
@@ -292,6 +303,7 @@ inline int32_t Choose(const SampleArgs& args, const SampleRow& p, float* x, int6
 
 void Sample(const SampleArgs& args, int64_t row, Scratch* scratch) {
   const SampleRow& p = args.params[row];
+  CheckRow(args, p);
   const int64_t vocab = args.vocab, padded = CeilDiv(vocab, kDrawBlock) * kDrawBlock;
   float* x = static_cast<float*>(scratch->Reserve(padded * 4 + vocab * 16));
   CopySane(args.logits + row * vocab, vocab, x);
