@@ -71,6 +71,7 @@ class Gate {
 class FaultyBackend : public Backend {
  public:
   std::shared_ptr<Gate> load_gate;              // Load waits for it
+  std::shared_ptr<Gate> connect_gate;           // Connect waits for it
   std::atomic<bool> hang{false};                // Execute waits until the communicator is aborted
   std::atomic<int> fail_code{0};                // Execute returns this code
   std::atomic<int> engines{0};                  // alive
@@ -86,7 +87,7 @@ class FaultyBackend : public Backend {
     return std::make_shared<FaultyShard>(this, *shard);
   }
   absl::StatusOr<std::unique_ptr<PendingCommunicator>> PrepareCommunicator(int rank, int world_size) override {
-    return std::make_unique<PendingFaultyCommunicator>(*inner_->PrepareCommunicator(rank, world_size));
+    return std::make_unique<PendingFaultyCommunicator>(*inner_->PrepareCommunicator(rank, world_size), connect_gate);
   }
 
  private:
@@ -99,13 +100,16 @@ class FaultyBackend : public Backend {
     void Abort(std::string_view) override { aborted.Open(); }
   };
   struct PendingFaultyCommunicator : PendingCommunicator {
-    explicit PendingFaultyCommunicator(std::unique_ptr<PendingCommunicator> pending) : inner(std::move(pending)) {}
+    PendingFaultyCommunicator(std::unique_ptr<PendingCommunicator> pending, std::shared_ptr<Gate> wait)
+        : inner(std::move(pending)), gate(std::move(wait)) {}
     std::string endpoint() const override { return inner->endpoint(); }
     absl::StatusOr<std::unique_ptr<Communicator>> Connect(std::span<const std::string> endpoints) override {
+      if (gate != nullptr) gate->Wait();
       if (auto connected = inner->Connect(endpoints); !connected.ok()) return connected.status();
       return std::make_unique<FaultyCommunicator>();
     }
     std::unique_ptr<PendingCommunicator> inner;
+    std::shared_ptr<Gate> gate;
   };
   struct FaultyEngine : Engine {
     FaultyEngine(FaultyBackend* owner, std::shared_ptr<Communicator> c, std::unique_ptr<Engine> e)
@@ -587,6 +591,22 @@ TEST_F(ServiceTest, ASlowLoadBlocksNothingElse) {
   backend_.load_gate->Open();
   EXPECT_TRUE(second.get().ok());
   EXPECT_TRUE(Join(2).ok());
+}
+
+TEST_F(ServiceTest, APeerThatNeverComesDoesNotHoldUpTheNextGroup) {
+  const auto never = std::make_shared<Gate>();
+  backend_.connect_gate = never;
+  ASSERT_TRUE(Prepare(1).ok());
+  backend_.connect_gate = nullptr;   // the first group keeps its own
+  auto first = std::async(std::launch::async, [&] { return Join(1).status(); });
+  never->WaitForSomebody();
+  Form(2);
+  EXPECT_EQ(first.get().code(), absl::StatusCode::kAborted);
+  auto client = Execute();
+  ASSERT_TRUE(client->stream->Write(FirstPlan(2)));
+  v1::StepResult result;
+  EXPECT_TRUE(client->stream->Read(&result));
+  never->Open();
 }
 
 TEST_F(ServiceTest, AnImpatientCallerLeavesALoadBehind) {
