@@ -8,6 +8,7 @@
 
 #include "common/base/status.h"
 #include "common/text/byte_level.h"
+#include "common/text/utf8.h"
 
 namespace nibble {
 namespace {
@@ -20,7 +21,7 @@ absl::StatusOr<std::pair<std::string, uint32_t>> MergePart(const Vocabulary& voc
   const std::optional<uint32_t> id = bytes ? vocabulary.FindBytes(*bytes) : std::nullopt;
   if (!id)
     return absl::InvalidArgumentError(
-        fmt::format("model.merges[{}] names \"{}\", which is not in model.vocab", rank, spelling.substr(0, 64)));
+        fmt::format("model.merges[{}] names \"{}\", which is not in model.vocab", rank, Excerpt(spelling)));
   return std::make_pair(*std::move(bytes), *id);
 }
 
@@ -46,8 +47,7 @@ absl::StatusOr<BytePairEncoder> BytePairEncoder::Create(const Vocabulary* vocabu
     const std::optional<uint32_t> whole = vocabulary->FindBytes(left.first + right.first);
     if (!whole)
       return absl::InvalidArgumentError(fmt::format("model.merges[{}] makes \"{}{}\", which is not in model.vocab",
-                                                    rank, merges[rank].first.substr(0, 64),
-                                                    merges[rank].second.substr(0, 64)));
+                                                    rank, Excerpt(merges[rank].first), Excerpt(merges[rank].second)));
     result.merges_.insert_or_assign(uint64_t{left.second} << 32 | right.second,
                                     Merge{static_cast<uint32_t>(rank), *whole});
   }

@@ -81,7 +81,7 @@ absl::StatusOr<std::vector<uint32_t>> ChatTemplate::Apply(std::span<const ChatMe
         std::find_if(kRoles.begin(), kRoles.end(), [&](const auto& known) { return known.first == message.role; });
     if (role == kRoles.end())
       return absl::InvalidArgumentError(fmt::format(
-          "messages[{}].role is \"{}\", must be system, user, assistant or tool", i, message.role.substr(0, 32)));
+          "messages[{}].role is \"{}\", must be system, user, assistant or tool", i, Excerpt(message.role)));
     if (const size_t valid = ValidUtf8Prefix(message.content); valid != message.content.size())
       return absl::InvalidArgumentError(fmt::format("messages[{}].content is not valid UTF-8 at byte {}", i, valid));
     NIBBLE_RETURN_IF_ERROR(append_header(role->second));

@@ -12,6 +12,7 @@
 #include "absl/strings/ascii.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "common/text/utf8.h"
 
 namespace nibble {
 namespace {
@@ -37,10 +38,7 @@ constexpr auto kTimePerByte = std::chrono::microseconds(2);  // half a megabyte 
 // White_Space as PCRE2 class contents: its own \s has U+180E in addition.
 constexpr std::string_view kSpaceClass = "\\t-\\r\\x{85}\\p{Z}";
 
-// Patterns are quoted in messages, but not without bound.
-std::string Quote(std::string_view pattern) {
-  return fmt::format("regular expression \"{}{}\"", pattern.substr(0, 200), pattern.size() > 200 ? "..." : "");
-}
+std::string Quote(std::string_view pattern) { return fmt::format("regular expression \"{}\"", Excerpt(pattern, 200)); }
 
 absl::Status Refuse(std::string_view pattern, size_t offset, std::string_view construct) {
   return absl::UnimplementedError(fmt::format("{}, offset {}: {} is not supported", Quote(pattern), offset, construct));
@@ -63,8 +61,7 @@ absl::Status TranslateProperty(std::string_view pattern, size_t offset, size_t* 
     kind = "sc:";
     const bool is_name =
         std::all_of(name.begin(), name.end(), [](char c) { return absl::ascii_isalpha(c) || c == '_'; });
-    if (name.size() < 3 || !is_name)
-      return Refuse(pattern, offset, fmt::format("the property \"{}\"", name.substr(0, 64)));
+    if (name.size() < 3 || !is_name) return Refuse(pattern, offset, fmt::format("the property \"{}\"", Excerpt(name)));
   }
   *result += fmt::format("{}{{{}{}{}}}", pattern.substr(offset, 2), negated ? "^" : "", kind, name);
   return absl::OkStatus();

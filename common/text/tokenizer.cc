@@ -70,7 +70,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
   for (AddedToken& token : definition.added_tokens) {
     const auto complain = [&](std::string_view problem) {
       return absl::InvalidArgumentError(
-          fmt::format("added token \"{}\" with id {} {}", token.content.substr(0, 64), token.id, problem));
+          fmt::format("added token \"{}\" with id {} {}", Excerpt(token.content), token.id, problem));
     };
     if (!parts->added_ids.emplace(token.content, token.id).second) return complain("occurs twice");
     if (token.id >= flags.size()) flags.resize(size_t{token.id} + 1, 0);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "common/base/status.h"
+#include "common/text/utf8.h"
 #include "common/text/vocabulary.h"
 
 namespace nibble {
@@ -118,8 +119,7 @@ absl::Status ParseModel(const Json& model, TokenizerDefinition* definition) {
   definition->vocab.reserve(vocab.size());
   for (const auto& [spelling, value] : vocab.items()) {
     if (spelling.empty()) return Invalid("model.vocab", "has an empty token");
-    NIBBLE_ASSIGN_OR_RETURN(const uint32_t id,
-                            TokenId(value, fmt::format("model.vocab[\"{}\"]", spelling.substr(0, 64))));
+    NIBBLE_ASSIGN_OR_RETURN(const uint32_t id, TokenId(value, fmt::format("model.vocab[\"{}\"]", Excerpt(spelling))));
     definition->vocab.emplace_back(spelling, id);
   }
 
@@ -258,7 +258,7 @@ absl::Status ParseTemplate(const Json& processor, std::string_view where, Tokeni
     const Json& ids = special.is_object() ? Member(special, "ids") : special;
     if (!ids.is_array() || ids.empty() || ids.size() > kMaxStages)
       return Invalid(fmt::format("{}.special_tokens", where),
-                     fmt::format("must give \"{}\" 1..{} ids", name.substr(0, 64), kMaxStages));
+                     fmt::format("must give \"{}\" 1..{} ids", Excerpt(name), kMaxStages));
     for (const Json& value : ids) {
       NIBBLE_ASSIGN_OR_RETURN(const uint32_t id, TokenId(value, fmt::format("{}.special_tokens ids", where)));
       (behind_text ? definition->suffix_ids : definition->prefix_ids).push_back(id);

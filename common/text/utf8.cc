@@ -56,6 +56,11 @@ size_t AppendUtf8Lossy(std::string_view bytes, std::string* text) {
   return 0;
 }
 
+std::string Excerpt(std::string_view text, size_t max_bytes) {
+  const size_t length = ValidUtf8Prefix(text.substr(0, max_bytes));
+  return std::string(text.substr(0, length)) + (length < text.size() ? "..." : "");
+}
+
 bool IsWhiteSpace(char32_t c) {
   return (c >= 0x09 && c <= 0x0D) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 ||
          (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;

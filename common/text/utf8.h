@@ -32,6 +32,10 @@ size_t ValidUtf8Prefix(std::string_view text);
 // length of that tail (0..3 bytes) is returned, for the caller to complete or to replace.
 size_t AppendUtf8Lossy(std::string_view bytes, std::string* text);
 
+// The beginning of `text` for a message: whole, valid characters of at most `max_bytes`, and "..." when something is
+// missing.
+std::string Excerpt(std::string_view text, size_t max_bytes = 64);
+
 // The Unicode property White_Space.
 bool IsWhiteSpace(char32_t code_point);
 

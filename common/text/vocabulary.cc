@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "common/text/byte_level.h"
+#include "common/text/utf8.h"
 
 namespace nibble {
 
@@ -13,7 +14,7 @@ absl::StatusOr<Vocabulary> Vocabulary::Create(const std::vector<std::pair<std::s
   for (const auto& [spelling, id] : entries) {
     if (id > kMaxTokenId)
       return absl::InvalidArgumentError(
-          fmt::format("token \"{}\" has id {}, must be at most {}", spelling.substr(0, 64), id, kMaxTokenId));
+          fmt::format("token \"{}\" has id {}, must be at most {}", Excerpt(spelling), id, kMaxTokenId));
     size = std::max(size, id + 1);
   }
 
@@ -24,7 +25,7 @@ absl::StatusOr<Vocabulary> Vocabulary::Create(const std::vector<std::pair<std::s
   for (const auto& [spelling, id] : entries) {
     if (result.known_[id])
       return absl::InvalidArgumentError(
-          fmt::format("token id {} is used twice, the second time by \"{}\"", id, spelling.substr(0, 64)));
+          fmt::format("token id {} is used twice, the second time by \"{}\"", id, Excerpt(spelling)));
     result.known_[id] = true;
     std::optional<std::string> bytes = BytesFromSpelling(spelling);
     (bytes ? result.by_bytes_ : result.by_literal_).emplace(bytes ? *bytes : spelling, id);
