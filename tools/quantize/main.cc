@@ -1,0 +1,116 @@
+// nibble-quantize: an HF checkpoint in, a 4-bit checkpoint out.
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+#include "absl/strings/str_format.h"
+#include "common/base/progress.h"
+#include "common/base/version.h"
+#include "tools/quantize/quantizer.h"
+
+namespace nibble {
+namespace {
+
+std::atomic<int> interrupted_by{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
+// Progress on stderr, and the place where an interrupt takes effect.
+class TerminalListener : public QuantizeListener {
+ public:
+  absl::Status Calibrated(int64_t done, int64_t windows) override {
+    Advance("calibrate", "windows", done, windows, "");
+    return Interrupted();
+  }
+  absl::Status Quantized(int64_t done, int64_t tensors, const std::string& name) override {
+    Advance("quantize", "tensors", done, tensors, name);
+    return Interrupted();
+  }
+
+ private:
+  void Advance(const char* label, const char* unit, int64_t done, int64_t total, const std::string& note) {
+    if (label != label_) {
+      if (progress_ != nullptr) progress_->Finish();
+      progress_ = std::make_unique<Progress>(ProgressOptions{.label = label, .unit = unit, .total = total});
+      label_ = label;
+      done_ = 0;
+    }
+    progress_->Add(done - done_, note);
+    done_ = done;
+    if (done == total) progress_->Finish();
+  }
+  static absl::Status Interrupted() {
+    const int signal = interrupted_by.load();
+    if (signal == 0) return absl::OkStatus();
+    return absl::CancelledError(absl::StrFormat("stopped by signal %d; nothing was written", signal));
+  }
+
+  std::unique_ptr<Progress> progress_;
+  std::string label_;
+  int64_t done_ = 0;
+};
+
+std::string Megabytes(int64_t bytes) { return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6); }
+
+int Run(QuantizeOptions options, const std::string& mode) {
+  options.mode = *ParseQuantization(mode);
+  const auto start = std::chrono::steady_clock::now();
+  TerminalListener listener;
+  const absl::StatusOr<QuantizeReport> report = QuantizeModel(options, &listener);
+  if (!report.ok()) {
+    std::cerr << "nibble-quantize: " << report.status().message() << "\n";
+    return absl::IsCancelled(report.status()) ? 128 + interrupted_by.load() : 1;
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::cout << absl::StrFormat("%s  %s  %s to %s", options.output, mode, Megabytes(report->source_bytes), Megabytes(report->output_bytes));
+  if (report->blocks > 0) {
+    std::cout << absl::StrFormat("  %d of %d blocks in 8 bits (%.1f %%)", report->eight_bit_blocks, report->blocks,
+                                 100.0 * static_cast<double>(report->eight_bit_blocks) / static_cast<double>(report->blocks));
+  }
+  std::cout << absl::StrFormat("  %.1f s\n", seconds);
+  return 0;
+}
+
+}  // namespace
+}  // namespace nibble
+
+int main(int argc, char** argv) {
+  nibble::QuantizeOptions options;
+  options.calibration_options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::string mode = "w4a4kv4";
+
+  CLI::App app(
+      "Quantizes a Hugging Face Llama checkpoint for Nibble.\n\n"
+      "  w4a4kv4   4-bit weights, activations (a few outlier blocks in 8 bits) and KV cache\n"
+      "  w4a8kv4   4-bit weights and KV cache, 8-bit activations\n"
+      "  bf16      unquantized copy: the reference that accuracy is measured against\n\n"
+      "The output appears whole or not at all; any tensor-parallel size loads it.");
+  app.set_version_flag("--version", nibble::kVersion);
+  app.add_option("--model", options.model, "Source directory: config.json, tokenizer.json, *.safetensors")->required();
+  app.add_option("--output", options.output, "Directory to create")->required();
+  app.add_option("--mode", mode, "What to make")->check(CLI::IsMember({"w4a4kv4", "w4a8kv4", "bf16"}))->capture_default_str();
+  auto* calibration = app.add_option("--calibration", options.calibration, "UTF-8 text like what the model will see; not needed for bf16");
+  app.add_flag("--force", options.overwrite, "Replace an existing output (only ever a model directory)");
+  auto& c = options.calibration_options;
+  app.add_option("--windows", c.windows, "Calibration windows, spread over the text")->check(CLI::Range(4, 65536))->capture_default_str();
+  app.add_option("--window-tokens", c.window_tokens, "Tokens of a window")->check(CLI::Range(16, 32768))->capture_default_str();
+  app.add_option("--eight-bit-share", options.eight_bit_share, "w4a4kv4: largest share of activation blocks in 8 bits")
+      ->check(CLI::Range(0.0, 1.0))->capture_default_str();
+  app.add_option("--shard-bytes", options.max_shard_bytes, "Largest safetensors file")->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))->capture_default_str();
+  app.add_option("--threads", c.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  if (mode != "bf16" && calibration->count() == 0) {
+    std::cerr << "nibble-quantize: --calibration is required for --mode " << mode << "\n";
+    return 2;
+  }
+
+  // A file size limit is an error with a name (EFBIG), not the end of the process; an interrupt cleans up first.
+  std::signal(SIGXFSZ, SIG_IGN);
+  for (const int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int s) { nibble::interrupted_by.store(s); });
+  return nibble::Run(options, mode);
+}
