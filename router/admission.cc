@@ -224,6 +224,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Sequence>>> Admit(const v1::GenerateR
     sequence->index = i;
     sequence->num_prompt_tokens = num_prompt_tokens;
     sequence->max_tokens = s.has_max_tokens() ? std::min(s.max_tokens(), room) : room;
+    sequence->max_tokens_open = !s.has_max_tokens();
     sequence->min_tokens = s.min_tokens();
     sequence->stop_ids = stop_ids;
     sequence->sampling = sampling;

@@ -20,9 +20,7 @@ namespace nibble {
 // What admission needs to know of the served model.
 struct AdmitModel {
   uint32_t vocab_size = 0;
-  // Prompt + output, tokens: the model's, or what the smallest replica's KV pages hold when that is less (a request
-  // without max_tokens takes all of it, and a replica refuses what it could never hold).
-  uint32_t max_context_length = 0;
+  uint32_t max_context_length = 0;  // prompt + output, tokens
   std::vector<uint32_t> eos_token_ids;
 };
 

@@ -18,6 +18,15 @@ void StepInFlight::Clear() {
   num_logprobs = num_prompt_scores = 0;
 }
 
+v1::Usage UsageOf(const Sequence& sequence) {
+  v1::Usage usage;
+  usage.set_prompt_tokens(sequence.num_prompt_tokens);
+  usage.set_completion_tokens(sequence.num_output_tokens());
+  usage.set_cached_tokens(sequence.cached_tokens);
+  usage.set_preemptions(sequence.preemptions);
+  return usage;
+}
+
 Scheduler::State::State(const SchedulerConfig& c)
     : config(c), tables(c.num_pages, c.page_tokens, c.prefix_cache), flights(c.max_steps_in_flight) {
   NIBBLE_CHECK_GT(config.max_sequences, 0u);
@@ -102,6 +111,8 @@ void Scheduler::State::EndWithError(Entry* entry, absl::Status status, std::vect
   event.output = sequence->output;
   event.sequence_id = sequence->id;
   event.index = sequence->index;
+  event.usage = UsageOf(*sequence);
+  event.first_scheduled_at = sequence->first_scheduled_at;
   event.status = std::move(status);
 }
 
@@ -121,10 +132,16 @@ void Scheduler::State::EndImpossible(std::vector<SequenceEvent>* events) {
   for (const uint64_t id : unchecked) {
     const auto it = entries.find(id);
     if (it == entries.end()) continue;
-    const Sequence& sequence = *it->second->sequence;
+    Sequence& sequence = *it->second->sequence;
     // The last output token is never fed back, so it needs no place.
-    const uint64_t positions = uint64_t{sequence.num_prompt_tokens} + sequence.max_tokens - 1;
-    const uint32_t pages = tables.PagesFor(positions);
+    const uint64_t room = uint64_t{tables.num_pages()} * config.page_tokens + 1;
+    const uint64_t least =
+        sequence.num_prompt_tokens + std::max({1u, sequence.min_tokens, sequence.num_output_tokens() + 1});
+    if (sequence.max_tokens_open && least <= room) {
+      sequence.max_tokens =
+          static_cast<uint32_t>(std::min<uint64_t>(sequence.max_tokens, room - sequence.num_prompt_tokens));
+    }
+    const uint32_t pages = tables.PagesFor(uint64_t{sequence.num_prompt_tokens} + sequence.max_tokens - 1);
     if (pages <= tables.num_pages()) continue;
     EndWithError(
         it->second.get(),

@@ -133,10 +133,7 @@ void Scheduler::State::CommitSample(Entry* entry, uint64_t of_step, uint32_t tok
   if (entry->phase == Entry::Phase::kRunning) {
     tables.Register(&entry->table, sequence.token_ids, entry->computed);
   }
-  event.usage.set_prompt_tokens(sequence.num_prompt_tokens);
-  event.usage.set_completion_tokens(sequence.num_output_tokens());
-  event.usage.set_cached_tokens(sequence.cached_tokens);
-  event.usage.set_preemptions(sequence.preemptions);
+  event.usage = UsageOf(sequence);
   event.first_scheduled_at = sequence.first_scheduled_at;
   if (event.finish.has_value()) End(entry);
 }

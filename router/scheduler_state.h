@@ -83,6 +83,8 @@ struct StepInFlight {
   void Clear();
 };
 
+v1::Usage UsageOf(const Sequence& sequence);
+
 struct Scheduler::State {
   explicit State(const SchedulerConfig& c);
 

@@ -29,6 +29,7 @@ struct Sequence {
   // Fixed at admission.
   uint32_t num_prompt_tokens = 0;
   uint32_t max_tokens = 0;                  // output tokens; prompt + max_tokens ≤ model context
+  bool max_tokens_open = false;             // absent in the request: a replica with few pages may cut it
   uint32_t min_tokens = 0;
   std::vector<uint32_t> stop_ids;           // sorted; EOS included unless ignore_eos; checked from min_tokens on
   v1::StepSampling sampling;

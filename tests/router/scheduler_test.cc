@@ -280,6 +280,29 @@ TEST_F(SchedulerTest, RefusesWhatCanNeverFit) {
             "request needs 5 KV pages (10 prompt tokens + max_tokens 8, 4 tokens per page), a replica has 4");
 }
 
+TEST_F(SchedulerTest, CutsADefaultMaxTokensToWhatThePagesHold) {
+  SchedulerConfig config = Config();
+  config.num_pages = 2;
+  Make(config);
+  for (uint64_t id = 1; id <= 3; ++id) {
+    auto sequence = NewSequence(id, Tokens(id == 3 ? 9 : 6), 1000);
+    sequence->max_tokens_open = true;
+    if (id == 2) sequence->min_tokens = 4;
+    scheduler_->Add(std::move(sequence));
+  }
+  for (uint64_t step = 1; step <= 3; ++step) {
+    Schedule();
+    Commit(step, {50});
+  }
+  const auto events = TakeEvents();
+  ASSERT_THAT(events, SizeIs(5));
+  EXPECT_EQ(events[0].sequence_id, 2u) << "4 tokens at least, 3 fit";
+  EXPECT_EQ(events[0].status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(events[1].sequence_id, 3u) << "the prompt alone is too long";
+  EXPECT_EQ(events[1].status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(events[4].finish, v1::FINISH_REASON_LENGTH) << "6 + 3 - 1 positions fill 2 pages";
+}
+
 TEST_F(SchedulerTest, ComputesASharedPromptOnce) {
   SchedulerConfig config = Config();
   config.max_prefill_chunk = 8;
