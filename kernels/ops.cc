@@ -8,8 +8,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 256;
-constexpr int64_t kMaxQuantizedK = int64_t{1} << 17;  // |Σ x8 · w8| stays below 2^31
+constexpr int64_t kMaxQuantizedK = int64_t{1} << 15;  // |Σ x8 · (q4 · s2 + m)| <= 127 · 359 · K stays below 2^31
 
 void CheckRows(const Rows& rows, const char* name) {
   NIBBLE_CHECK(rows.rows >= 0 && rows.cols > 0, absl::StrCat(name, " is [", rows.rows, ", ", rows.cols, "]"));
@@ -47,8 +46,9 @@ void CheckStep(const StepRows& step, const KvPages& pages, const Rows& qkv, int6
                "a table of the step is null");
   NIBBLE_CHECK(layout.kv_heads > 0 && q_heads > 0 && q_heads % layout.kv_heads == 0,
                absl::StrCat(q_heads, " query heads over ", layout.kv_heads, " KV heads"));
-  NIBBLE_CHECK(layout.head_dim > 0 && layout.head_dim % 32 == 0 && layout.head_dim <= kMaxHeadDim,
-               absl::StrCat("head_dim ", layout.head_dim, ", must be a multiple of 32 up to ", kMaxHeadDim));
+  NIBBLE_CHECK(layout.head_dim > 0 && layout.head_dim % kHeadDimMultiple == 0 && layout.head_dim <= kMaxHeadDim,
+               absl::StrCat("head_dim ", layout.head_dim, ", must be a multiple of ", kHeadDimMultiple, " up to ",
+                            kMaxHeadDim));
   NIBBLE_CHECK(pages.data != nullptr && pages.num_pages > 0, absl::StrCat(pages.num_pages, " pages"));
   CheckRows(qkv, "qkv");
   NIBBLE_CHECK_EQ(qkv.rows, step.rows);
@@ -70,14 +70,23 @@ void CheckStack(std::span<const View> parts) {
 absl::StatusOr<std::unique_ptr<Weight>> Ops::PackW4(std::span<const W4View> parts) {
   CheckStack(parts);
   for (const W4View& part : parts) {
-    NIBBLE_CHECK(part.k % kBlock == 0 && part.k <= kMaxQuantizedK, absl::StrCat("k is ", part.k));
     NIBBLE_CHECK(part.qweight != nullptr && part.group_scale != nullptr && part.group_min != nullptr &&
                      part.channel_scale != nullptr,
                  "a tensor of a quantized projection is null");
-    for (int64_t i = 0; i < part.n * (part.k / kBlock); ++i) {
+    // These come from a file, so they are refused rather than fatal.
+    if (part.k % kBlock != 0 || part.k > kMaxQuantizedK) {
+      return absl::InvalidArgumentError(absl::StrCat("a quantized projection has ", part.k,
+                                                     " input features, must be a multiple of ", kBlock, " up to ",
+                                                     kMaxQuantizedK));
+    }
+    const int64_t groups = part.k / kBlock;
+    for (int64_t i = 0; i < part.n * groups; ++i) {
       const int scale = part.group_scale[i], minimum = part.group_min[i];
-      NIBBLE_CHECK(scale <= 16 && minimum >= -119 && minimum <= 119,
-                   absl::StrCat("group ", i, " has scale ", scale, " and minimum ", minimum));
+      if (scale > 16 || minimum < -119 || minimum > 119) {
+        return absl::InvalidArgumentError(absl::StrCat("group ", i % groups, " of output ", i / groups, " has scale ",
+                                                       scale, " and minimum ", minimum,
+                                                       ", must be at most 16 and in -119..119"));
+      }
     }
   }
   return DoPackW4(parts);

@@ -27,6 +27,8 @@ namespace nibble {
 inline constexpr int64_t kBlock = 128;       // channels of one activation block and of one weight group
 inline constexpr int64_t kPageTokens = 64;   // tokens of one KV page
 inline constexpr int64_t kMaxTopLogprobs = 20;
+inline constexpr int64_t kHeadDimMultiple = 32;  // head_dim is a multiple of this,
+inline constexpr int64_t kMaxHeadDim = 256;      // and at most this
 
 // Type of activations between operators. Quantized checkpoints run in bf16; the unquantized reference runs in f32.
 enum class DType : uint8_t { kBF16, kF32 };
@@ -59,7 +61,7 @@ struct LinearInput {
   int8_t* codes = nullptr;          // [T, K]
   float* scales = nullptr;          // [T]
   int32_t* code_sums = nullptr;     // [T] Σ_k codes[t,k]: lets a GEMM use unsigned weights
-  uint8_t* exponents = nullptr;     // [T, K/128] shared exponents of 4-bit blocks, 0 for 8-bit ones
+  uint8_t* exponents = nullptr;     // [T, K/128] shared exponents of 4-bit blocks, 0 for 8-bit ones; null: not wanted
 };
 
 // A weight [N, K] in the backend's own order.
@@ -279,6 +281,7 @@ class Ops {
   virtual absl::Status Synchronize() = 0;
 
   // Weights of several projections of equal K, stacked along N (q, k, v; gate, up), in the backend's order.
+  // INVALID_ARGUMENT for a quantized K or group outside docs/numerics.md's range, RESOURCE_EXHAUSTED without memory.
   absl::StatusOr<std::unique_ptr<Weight>> PackW4(std::span<const W4View> parts);
   absl::StatusOr<std::unique_ptr<Weight>> PackDense(std::span<const DenseView> parts);
 

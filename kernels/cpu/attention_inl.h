@@ -8,8 +8,6 @@
 
 namespace nibble::NIBBLE_ISA {
 
-inline constexpr int64_t kMaxHeadDim = 256;
-
 inline int64_t PageId(const StepRows& step, int64_t sequence, int64_t index, int64_t num_pages) {
   NIBBLE_CHECK(index < step.max_pages,
                "page index " + std::to_string(index) + " of " + std::to_string(step.max_pages) + " max_pages");

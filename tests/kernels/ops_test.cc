@@ -70,8 +70,13 @@ TEST_F(OpsDeathTest, WeightsAndInputsMustMatch) {
   EXPECT_DEATH(ops_->Linear({.input = coded, .weight = dense->get(), .out = wide}), "17 vs 16");
   EXPECT_DEATH((void)ops_->PackDense({}), "no projections");
   const std::vector<uint8_t> scale(16, 17), nibbles(16 * 64);
+  // What comes from a file is refused, not fatal.
   const W4View bad = {16, 128, nibbles.data(), scale.data(), codes_.data(), values_.data()};
-  EXPECT_DEATH((void)ops_->PackW4({&bad, 1}), "scale 17");
+  const absl::Status refused = ops_->PackW4({&bad, 1}).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(refused.message().find("scale 17"), std::string::npos) << refused;
+  const W4View wide_view = {1, 1 << 16, nibbles.data(), scale.data(), codes_.data(), values_.data()};
+  EXPECT_EQ(ops_->PackW4({&wide_view, 1}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(OpsDeathTest, IndicesStayInside) {
