@@ -162,6 +162,11 @@ bool Group::aborted() const {
   return !failure_.ok();
 }
 
+std::shared_ptr<Communicator> Group::communicator() const {
+  std::lock_guard lock(mutex_);
+  return communicator_;
+}
+
 bool Group::idle() const {
   std::lock_guard lock(mutex_);
   return !failure_.ok() || (plans_.empty() && !executing_ && num_sequences_ == 0 && state_ != State::kJoining);
@@ -214,8 +219,10 @@ absl::Status Group::ServeOneGroup() {
     if (!failure_.ok()) return failure_;
     request = std::move(join_request_);
   }
+  const auto start = Clock::now();
+  NIBBLE_RETURN_IF_ERROR(Connect(request));
   if (!slot_->Acquire([this] { return aborted(); })) return absl::AbortedError("the group was aborted");
-  absl::StatusOr<std::unique_ptr<Engine>> engine = FormGroup(request);
+  absl::StatusOr<std::unique_ptr<Engine>> engine = MakeEngine(request, start);
   absl::Status status = engine.ok() ? ExecutePlans(**engine) : engine.status();
   engine = absl::CancelledError("");   // the engine dies before the slot is free
   metrics_->pages.Set(0);
@@ -223,17 +230,19 @@ absl::Status Group::ServeOneGroup() {
   return status;
 }
 
-absl::StatusOr<std::unique_ptr<Engine>> Group::FormGroup(const v1::JoinRequest& request) {
-  const auto start = Clock::now();
+// Before the engine slot is taken: meeting peers that never come must not keep the next group from its engine.
+absl::Status Group::Connect(const v1::JoinRequest& request) {
   const std::vector<std::string> endpoints(request.endpoints().begin(), request.endpoints().end());
   NIBBLE_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> communicator, rendezvous_->Connect(endpoints));
-  {
-    std::lock_guard lock(mutex_);
-    if (!failure_.ok()) return failure_;
-    communicator_ = communicator;
-  }
+  std::lock_guard lock(mutex_);
+  if (!failure_.ok()) return failure_;
+  communicator_ = std::move(communicator);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Group::MakeEngine(const v1::JoinRequest& request, Clock::time_point start) {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
-                          shard_->CreateEngine(communicator, {.kv_memory_bytes = options_.kv_memory_bytes,
+                          shard_->CreateEngine(communicator(), {.kv_memory_bytes = options_.kv_memory_bytes,
                                                               .max_sequences = request.max_sequences(),
                                                               .max_step_tokens = request.max_step_tokens()}));
   started_.assign(request.max_sequences(), false);

@@ -2,6 +2,7 @@
 // goes one way: loading → prepared → joining → serving → ended. One thread does all its work; other threads leave messages.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -95,7 +96,10 @@ class Group {
   void Run();
   absl::Status LoadShard();
   absl::Status ServeOneGroup();
-  absl::StatusOr<std::unique_ptr<Engine>> FormGroup(const v1::JoinRequest& request);
+  absl::Status Connect(const v1::JoinRequest& request);
+  absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const v1::JoinRequest& request,
+                                                     std::chrono::steady_clock::time_point start);
+  std::shared_ptr<Communicator> communicator() const;
   absl::Status ExecutePlans(Engine& engine);
   absl::Status ExecutePlan(Engine& engine, const v1::StepPlan& plan, ResultSink& sink);
   void CountSequences(const v1::StepPlan& plan);
