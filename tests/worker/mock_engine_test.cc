@@ -1,10 +1,10 @@
 #include "worker/mock_engine.h"
 
+#include <gtest/gtest.h>
+
 #include <memory>
 #include <utility>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 namespace nibble {
 namespace {
@@ -18,8 +18,9 @@ std::unique_ptr<Engine> MakeEngine(int rank = 0, MockOptions options = {}) {
   for (int r = 0; r < 2; ++r) endpoints.push_back((*backend->PrepareCommunicator(r, 2))->endpoint());
   auto communicator = (*backend->PrepareCommunicator(rank, 2))->Connect(endpoints);
   EXPECT_TRUE(communicator.ok());
-  auto engine = (*backend->Load(rank, 2))->CreateEngine(*std::move(communicator),
-                                                        {.kv_memory_bytes = 1 << 20, .max_sequences = 4, .max_step_tokens = 256});
+  auto engine = (*backend->Load(rank, 2))
+                    ->CreateEngine(*std::move(communicator),
+                                   {.kv_memory_bytes = 1 << 20, .max_sequences = 4, .max_step_tokens = 256});
   EXPECT_TRUE(engine.ok()) << engine.status();
   return *std::move(engine);
 }
@@ -28,7 +29,7 @@ struct Request {
   uint32_t slot = 0;
   float temperature = 1;
   uint64_t seed = 42;
-  std::vector<uint32_t> known;     // prompt and what was generated before
+  std::vector<uint32_t> known;  // prompt and what was generated before
   uint32_t num_prompt_tokens = 0;
 };
 
@@ -52,7 +53,8 @@ std::vector<uint32_t> Generate(Engine& engine, const Request& request, int count
     }
     auto* next = plan.add_prefill();
     next->set_slot(request.slot);
-    next->set_num_tokens(std::min<uint32_t>(static_cast<uint32_t>(chunk), static_cast<uint32_t>(request.known.size()) - done));
+    next->set_num_tokens(
+        std::min<uint32_t>(static_cast<uint32_t>(chunk), static_cast<uint32_t>(request.known.size()) - done));
     done += next->num_tokens();
     next->set_sample(done == request.known.size());
     v1::StepResult result;

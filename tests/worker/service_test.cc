@@ -1,6 +1,10 @@
 // The worker's service over a real gRPC loopback channel, with the mock backend and with one that misbehaves on demand.
 #include "worker/service.h"
 
+#include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -12,10 +16,6 @@
 #include <thread>
 #include <utility>
 #include <vector>
-
-#include <grpcpp/client_context.h>
-#include <grpcpp/generic/generic_stub.h>
-#include <gtest/gtest.h>
 
 #include "common/rpc/channel.h"
 #include "common/rpc/server.h"
@@ -70,11 +70,11 @@ class Gate {
 // The mock, with a load that waits, an engine that waits inside a collective until Abort, or steps that fail.
 class FaultyBackend : public Backend {
  public:
-  std::shared_ptr<Gate> load_gate;              // Load waits for it
-  std::shared_ptr<Gate> connect_gate;           // Connect waits for it
-  std::atomic<bool> hang{false};                // Execute waits until the communicator is aborted
-  std::atomic<int> fail_code{0};                // Execute returns this code
-  std::atomic<int> engines{0};                  // alive
+  std::shared_ptr<Gate> load_gate;     // Load waits for it
+  std::shared_ptr<Gate> connect_gate;  // Connect waits for it
+  std::atomic<bool> hang{false};       // Execute waits until the communicator is aborted
+  std::atomic<int> fail_code{0};       // Execute returns this code
+  std::atomic<int> engines{0};         // alive
   std::atomic<int> max_engines{0};
   std::atomic<int> executing{0};
 
@@ -193,7 +193,8 @@ class ServiceTest : public testing::Test {
     if (!status.ok()) return status;
     return info;
   }
-  absl::StatusOr<std::string> Prepare(uint64_t epoch, uint32_t rank = 0, uint32_t world = 1, milliseconds timeout = seconds(30)) {
+  absl::StatusOr<std::string> Prepare(uint64_t epoch, uint32_t rank = 0, uint32_t world = 1,
+                                      milliseconds timeout = seconds(30)) {
     grpc::ClientContext context;
     SetDeadline(context, timeout);
     v1::PrepareRequest request;
@@ -461,8 +462,16 @@ TEST_F(ServiceTest, BadPlansEndTheirStreamAndNothingElse) {
       {"start.num_cached_tokens", [](auto& p) { p.mutable_start(0)->set_num_cached_tokens(64); }},
       {"start.page_ids", [](auto& p) { p.mutable_start(0)->add_page_ids(UINT32_MAX); }},
       {"page_slots", [](auto& p) { p.add_page_slots(0); }},
-      {"page_slots", [](auto& p) { p.add_page_slots(7); p.add_page_ids(1); }},
-      {"page_ids", [](auto& p) { p.add_page_slots(0); p.add_page_ids(UINT32_MAX); }},
+      {"page_slots",
+       [](auto& p) {
+         p.add_page_slots(7);
+         p.add_page_ids(1);
+       }},
+      {"page_ids",
+       [](auto& p) {
+         p.add_page_slots(0);
+         p.add_page_ids(UINT32_MAX);
+       }},
       {"prefill", [](auto& p) { p.mutable_prefill(0)->set_num_tokens(11); }},
       {"prefill", [](auto& p) { p.mutable_prefill(0)->set_num_tokens(0); }},
       {"prefill", [](auto& p) { p.mutable_prefill(0)->set_num_tokens(9); }},
@@ -491,10 +500,14 @@ TEST_F(ServiceTest, RandomPlansNeverCrash) {
   std::mt19937 random(7);
   const auto any = [&]() -> uint32_t {
     switch (random() % 4) {
-      case 0: return random() % 4;
-      case 1: return random() % 70;
-      case 2: return UINT32_MAX - random() % 3;
-      default: return random();
+      case 0:
+        return random() % 4;
+      case 1:
+        return random() % 70;
+      case 2:
+        return UINT32_MAX - random() % 3;
+      default:
+        return random();
     }
   };
   int executed = 0;
@@ -597,7 +610,7 @@ TEST_F(ServiceTest, APeerThatNeverComesDoesNotHoldUpTheNextGroup) {
   const auto never = std::make_shared<Gate>();
   backend_.connect_gate = never;
   ASSERT_TRUE(Prepare(1).ok());
-  backend_.connect_gate = nullptr;   // the first group keeps its own
+  backend_.connect_gate = nullptr;  // the first group keeps its own
   auto first = std::async(std::launch::async, [&] { return Join(1).status(); });
   never->WaitForSomebody();
   Form(2);
@@ -612,7 +625,7 @@ TEST_F(ServiceTest, APeerThatNeverComesDoesNotHoldUpTheNextGroup) {
 TEST_F(ServiceTest, AnImpatientCallerLeavesALoadBehind) {
   backend_.load_gate = std::make_shared<Gate>();
   EXPECT_EQ(Prepare(1, 0, 1, milliseconds(50)).status().code(), absl::StatusCode::kDeadlineExceeded);
-  server_->Shutdown(milliseconds(0));   // does not wait for the load
+  server_->Shutdown(milliseconds(0));  // does not wait for the load
   backend_.load_gate->Open();
 }
 
@@ -624,9 +637,10 @@ TEST_F(ServiceTest, AFloodOfEpochsIsBounded) {
   }
   int refused = 0;
   for (auto& call : calls) {
-    if (call.wait_for(seconds(10)) != std::future_status::ready) continue;   // the one that still loads
+    if (call.wait_for(seconds(10)) != std::future_status::ready) continue;  // the one that still loads
     const absl::Status status = call.get();
-    refused += status.code() == absl::StatusCode::kResourceExhausted || status.code() == absl::StatusCode::kFailedPrecondition;
+    refused +=
+        status.code() == absl::StatusCode::kResourceExhausted || status.code() == absl::StatusCode::kFailedPrecondition;
     EXPECT_FALSE(status.ok());
     if (refused > 0) break;
   }

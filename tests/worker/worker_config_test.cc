@@ -1,13 +1,11 @@
-#include "worker/config.h"
-
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <string>
 #include <vector>
 
-#include <gtest/gtest.h>
-
 #include "common/base/file.h"
+#include "worker/config.h"
 
 namespace nibble {
 namespace {
@@ -26,9 +24,10 @@ std::string WriteConfig(const std::string& text) {
 }
 
 TEST(WorkerConfig, FlagsSetEverything) {
-  const auto line = ParseWorkerCommandLine({"--model", testing::TempDir(), "--listen", "0.0.0.0:7", "--backend=mock", "--threads", "3",
-                                            "--kv-memory", "2GiB", "--mock-step-us", "250", "--drain-timeout-s", "5",
-                                            "--collective-timeout-ms", "700", "--advertise-host", "10.0.0.1", "--log-level", "warn"});
+  const auto line =
+      ParseWorkerCommandLine({"--model", testing::TempDir(), "--listen", "0.0.0.0:7", "--backend=mock", "--threads",
+                              "3", "--kv-memory", "2GiB", "--mock-step-us", "250", "--drain-timeout-s", "5",
+                              "--collective-timeout-ms", "700", "--advertise-host", "10.0.0.1", "--log-level", "warn"});
   ASSERT_TRUE(line.ok()) << line.status();
   const WorkerConfig& c = line->config;
   EXPECT_EQ(c.listen, "0.0.0.0:7");
@@ -42,8 +41,9 @@ TEST(WorkerConfig, FlagsSetEverything) {
 }
 
 TEST(WorkerConfig, EveryProblemIsListed) {
-  const std::string problems = Problems({"--model", "/nonexistent", "--listen", "nonsense", "--threads", "many", "--kv-memory", "5q",
-                                         "--backend", "tpu", "--tls-cert", "a.pem", "--frobnicate"});
+  const std::string problems =
+      Problems({"--model", "/nonexistent", "--listen", "nonsense", "--threads", "many", "--kv-memory", "5q",
+                "--backend", "tpu", "--tls-cert", "a.pem", "--frobnicate"});
   for (const char* name : {"model:", "listen:", "threads:", "kv-memory:", "backend:", "tls-key", "'--frobnicate'"}) {
     EXPECT_NE(problems.find(name), std::string::npos) << name << " missing in:\n" << problems;
   }
@@ -61,7 +61,8 @@ TEST(WorkerConfig, FlagsWinOverTheFile) {
 TEST(WorkerConfig, FileProblemsAreListedToo) {
   const std::string path = WriteConfig("threads: [1, 2]\nfrobnicate: 1\nkv-memory: lots\n");
   const std::string problems = Problems({"--config", path, "--listen", "x"});
-  for (const char* text : {"threads: must be one value", "frobnicate: is no setting", "kv-memory: is 'lots'", "listen:", "model: is missing"}) {
+  for (const char* text : {"threads: must be one value", "frobnicate: is no setting", "kv-memory: is 'lots'",
+                           "listen:", "model: is missing"}) {
     EXPECT_NE(problems.find(text), std::string::npos) << text << " missing in:\n" << problems;
   }
   EXPECT_NE(Problems({"--config", "/nonexistent.yaml"}).find("/nonexistent.yaml"), std::string::npos);
@@ -93,7 +94,8 @@ TEST(ParseByteSize, UnitsAndLimits) {
   EXPECT_EQ(*ParseByteSize("1.5GiB"), 1610612736);
   EXPECT_EQ(*ParseByteSize("200MB"), 200000000);
   EXPECT_EQ(*ParseByteSize("1024TiB"), int64_t{1} << 50);
-  for (const char* text : {"", "0", "-1", "1e3", "GiB", "1 GiB", "1gib", "1..5MiB", "1025TiB", "99999999999999999999999", "nan", "inf"}) {
+  for (const char* text :
+       {"", "0", "-1", "1e3", "GiB", "1 GiB", "1gib", "1..5MiB", "1025TiB", "99999999999999999999999", "nan", "inf"}) {
     EXPECT_FALSE(ParseByteSize(text).ok()) << text;
   }
 }

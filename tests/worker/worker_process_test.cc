@@ -1,14 +1,13 @@
 // nibble-worker as a process: start, port file, exit statuses, signals.
+#include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 
 #include <chrono>
 #include <memory>
 #include <string>
-
-#include <grpcpp/client_context.h>
-#include <grpcpp/generic/generic_stub.h>
-#include <gtest/gtest.h>
 
 #include "common/rpc/channel.h"
 #include "common/rpc/status.h"
@@ -23,8 +22,13 @@ using std::chrono::seconds;
 using testing::Process;
 
 std::vector<std::string> Command(std::vector<std::string> more) {
-  std::vector<std::string> argv = {testing::Binary("nibble-worker"), "--model", testing::SourcePath("deploy/models/novelist-17m"),
-                                   "--kv-memory", "16MiB", "--threads", "1"};
+  std::vector<std::string> argv = {testing::Binary("nibble-worker"),
+                                   "--model",
+                                   testing::SourcePath("deploy/models/novelist-17m"),
+                                   "--kv-memory",
+                                   "16MiB",
+                                   "--threads",
+                                   "1"};
   argv.insert(argv.end(), more.begin(), more.end());
   return argv;
 }
@@ -45,7 +49,8 @@ struct Worker {
 };
 
 template <typename Request, typename Response>
-absl::Status Call(v1::Worker::Stub& stub, grpc::Status (v1::Worker::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+absl::Status Call(v1::Worker::Stub& stub,
+                  grpc::Status (v1::Worker::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
                   const Request& request, Response* response) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + seconds(60));
@@ -57,7 +62,8 @@ void FormSolo(Worker& worker) {
   prepare.set_epoch(1);
   prepare.set_world_size(1);
   v1::PrepareResponse prepared;
-  ASSERT_EQ(Call(*worker.stub, &v1::Worker::Stub::Prepare, prepare, &prepared), absl::OkStatus()) << worker.process->Log();
+  ASSERT_EQ(Call(*worker.stub, &v1::Worker::Stub::Prepare, prepare, &prepared), absl::OkStatus())
+      << worker.process->Log();
   v1::JoinRequest join;
   join.set_epoch(1);
   join.add_endpoints(prepared.endpoint());
@@ -138,8 +144,10 @@ TEST(WorkerProcess, TakenPortsAreNamed) {
   Worker worker("first", {});
   const auto second = testing::Run(Command({"--listen", worker.address}), seconds(30));
   EXPECT_EQ(second.exit_code, 1) << second.output;
-  EXPECT_NE(second.output.find("cannot listen on " + worker.address + ": Address already in use"), std::string::npos) << second.output;
-  const auto metrics = testing::Run(Command({"--listen", "127.0.0.1:0", "--metrics-listen", worker.address}), seconds(30));
+  EXPECT_NE(second.output.find("cannot listen on " + worker.address + ": Address already in use"), std::string::npos)
+      << second.output;
+  const auto metrics =
+      testing::Run(Command({"--listen", "127.0.0.1:0", "--metrics-listen", worker.address}), seconds(30));
   EXPECT_EQ(metrics.exit_code, 1) << metrics.output;
   EXPECT_NE(metrics.output.find("metrics: cannot listen on " + worker.address), std::string::npos) << metrics.output;
 }
@@ -151,23 +159,29 @@ TEST(WorkerProcess, CannotWriteItsPortFile) {
 }
 
 TEST(WorkerProcess, WrongConfigurationIsStatusTwo) {
-  const auto run = testing::Run({testing::Binary("nibble-worker"), "--model", "/nonexistent", "--threads", "-1"}, seconds(30));
+  const auto run =
+      testing::Run({testing::Binary("nibble-worker"), "--model", "/nonexistent", "--threads", "-1"}, seconds(30));
   EXPECT_EQ(run.exit_code, 2) << run.output;
   EXPECT_NE(run.output.find("model: '/nonexistent' is no directory"), std::string::npos) << run.output;
   EXPECT_NE(run.output.find("threads: is '-1'"), std::string::npos) << run.output;
 }
 
 TEST(WorkerProcess, AMissingBackendIsStatusOne) {
-  const auto run = testing::Run(Command({"--listen", "127.0.0.1:0", "--backend", "cuda", "--device", "1000"}), seconds(30));
+  const auto run =
+      testing::Run(Command({"--listen", "127.0.0.1:0", "--backend", "cuda", "--device", "1000"}), seconds(30));
   EXPECT_EQ(run.exit_code, 1) << run.output;
   EXPECT_NE(run.output.find("backend cuda"), std::string::npos) << run.output;
 }
 
 TEST(WorkerProcess, TheMockNeedsNoWeights) {
   const std::string dir = testing::ScratchDir() + "/config_only";
-  ASSERT_EQ(std::system(("mkdir -p " + dir + " && cp " + testing::SourcePath("deploy/models/novelist-17m/config.json") + " " + dir).c_str()), 0);
+  ASSERT_EQ(std::system(("mkdir -p " + dir + " && cp " + testing::SourcePath("deploy/models/novelist-17m/config.json") +
+                         " " + dir)
+                            .c_str()),
+            0);
   const std::string port_file = testing::ScratchDir() + "/mock.port";
-  Process process({testing::Binary("nibble-worker"), "--model", dir, "--backend", "mock", "--listen", "127.0.0.1:0", "--port-file", port_file},
+  Process process({testing::Binary("nibble-worker"), "--model", dir, "--backend", "mock", "--listen", "127.0.0.1:0",
+                   "--port-file", port_file},
                   testing::ScratchDir() + "/mock.log");
   EXPECT_FALSE(testing::WaitForFile(port_file, process, seconds(30)).empty()) << process.Log();
   process.Signal(SIGTERM);
