@@ -38,9 +38,8 @@ inline void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* c
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      int32_t words[2];
-      std::memcpy(words, x + r * stride + v * 8, 8);
-      const __m512i x_low = _mm512_set1_epi32(words[0]), x_high = _mm512_set1_epi32(words[1]);
+      const __m512i x_low = _mm512_broadcastd_epi32(_mm_loadu_si32(x + r * stride + v * 8));
+      const __m512i x_high = _mm512_broadcastd_epi32(_mm_loadu_si32(x + r * stride + v * 8 + 4));
 #pragma GCC unroll 4
       for (int j = 0; j < kTiles; ++j) {
         sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], low[j], x_low);
