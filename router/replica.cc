@@ -178,10 +178,7 @@ void Replica::Run() {
     const absl::Status ended = FormAndServe(&served);
     if (stopping_) break;
     if (served) backoff = options_.min_backoff;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      report_.last_error = std::string(ended.message());
-    }
+    SetError(ended);
     SetState(ReplicaState::kDown, false);
     if (served || ended.message() != logged_error_) {  // the same failure every two seconds is one line
       LogWarn("replica down replica={} epoch={} code={} error=\"{}\"", options_.index, epoch_,
@@ -378,6 +375,7 @@ absl::Status Replica::TakeDown(Incarnation* life, absl::Status why) {
   }
   metrics_->Update({});
   Publish({}, Clock::now());
+  SetError(why);  // before any client hears of it
   if (!lost.empty()) {
     metrics_->CountReplayed(lost.size());
     observer_->OnSequencesLost(options_.index, std::move(lost), why);
@@ -397,6 +395,11 @@ void Replica::SetState(ReplicaState state, bool ready) {
   if (!changed) return;
   metrics_->SetReady(ready);
   observer_->OnReadyChanged(options_.index, ready);
+}
+
+void Replica::SetError(const absl::Status& error) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  report_.last_error = std::string(error.message());
 }
 
 void Replica::Publish(const SchedulerStats& stats, TimePoint now) {

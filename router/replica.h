@@ -128,6 +128,7 @@ class Replica {
   // Closes the streams; returns `why`, or what the workers said about it.
   absl::Status TakeDown(Incarnation* life, absl::Status why);
   void SetState(ReplicaState state, bool ready);
+  void SetError(const absl::Status& error);
   void Publish(const SchedulerStats& stats, TimePoint now);
   bool SleepUnlessStopped(std::chrono::milliseconds duration);
 
