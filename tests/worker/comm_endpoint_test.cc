@@ -1,11 +1,11 @@
 // Endpoints travel through the router: whatever arrives is parsed or refused, never trusted.
-#include "worker/comm/gloo_endpoint.h"
-
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 
 #include <cstring>
 #include <random>
+
+#include "worker/comm/gloo_endpoint.h"
 
 namespace nibble {
 namespace {
@@ -31,7 +31,10 @@ GlooAddress Address(int family, uint16_t port) {
 }
 
 GlooEndpoint Endpoint() {
-  return {.rank = 2, .size = 4, .chunk_bytes = 65536, .addresses = {Address(AF_INET, 4711), Address(AF_INET6, 4712), Address(AF_INET, 65535)}};
+  return {.rank = 2,
+          .size = 4,
+          .chunk_bytes = 65536,
+          .addresses = {Address(AF_INET, 4711), Address(AF_INET6, 4712), Address(AF_INET, 65535)}};
 }
 
 TEST(GlooEndpoint, RoundTrip) {
@@ -43,7 +46,8 @@ TEST(GlooEndpoint, RoundTrip) {
   EXPECT_EQ(parsed->chunk_bytes, 65536u);
   ASSERT_EQ(parsed->addresses.size(), 3u);
   for (size_t i = 0; i < 3; ++i) {
-    EXPECT_EQ(std::memcmp(&parsed->addresses[i].socket, &Endpoint().addresses[i].socket, sizeof(sockaddr_storage)), 0) << i;
+    EXPECT_EQ(std::memcmp(&parsed->addresses[i].socket, &Endpoint().addresses[i].socket, sizeof(sockaddr_storage)), 0)
+        << i;
     EXPECT_EQ(parsed->addresses[i].sequence, Endpoint().addresses[i].sequence);
   }
   EXPECT_EQ(EncodeEndpoint(*parsed), bytes);
@@ -52,7 +56,9 @@ TEST(GlooEndpoint, RoundTrip) {
 TEST(GlooEndpoint, EveryTruncationIsRefused) {
   const std::string bytes = EncodeEndpoint(Endpoint());
   for (size_t length = 0; length < bytes.size(); ++length) {
-    EXPECT_EQ(ParseEndpoint(std::string_view(bytes).substr(0, length)).status().code(), absl::StatusCode::kInvalidArgument) << length;
+    EXPECT_EQ(ParseEndpoint(std::string_view(bytes).substr(0, length)).status().code(),
+              absl::StatusCode::kInvalidArgument)
+        << length;
   }
   EXPECT_FALSE(ParseEndpoint(bytes + '\0').ok());
 }
@@ -63,7 +69,8 @@ TEST(GlooEndpoint, DamagedBytesAreRefusedOrReadAsTheyStand) {
   int refused = 0;
   for (int i = 0; i < 20000; ++i) {
     std::string damaged = bytes;
-    for (uint64_t flips = 1 + random() % 4; flips > 0; --flips) damaged[random() % damaged.size()] ^= static_cast<char>(1 << (random() % 8));
+    for (uint64_t flips = 1 + random() % 4; flips > 0; --flips)
+      damaged[random() % damaged.size()] ^= static_cast<char>(1 << (random() % 8));
     const auto parsed = ParseEndpoint(damaged);
     if (parsed.ok()) {
       EXPECT_EQ(EncodeEndpoint(*parsed).size(), bytes.size());

@@ -30,7 +30,8 @@ inline void OnRanks(int size, const std::function<void(int rank)>& f) {
   for (int r = 0; r < size; ++r) threads.emplace_back([&f, r] { f(r); });
 }
 
-inline std::vector<std::unique_ptr<Communicator>> ConnectAll(int size, std::chrono::milliseconds timeout = std::chrono::seconds(30)) {
+inline std::vector<std::unique_ptr<Communicator>> ConnectAll(
+    int size, std::chrono::milliseconds timeout = std::chrono::seconds(30)) {
   auto pending = PrepareAll(size, timeout);
   std::vector<std::string> endpoints;
   for (const auto& p : pending) endpoints.push_back(p->endpoint());

@@ -17,16 +17,17 @@
 namespace nibble::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
 using std::chrono::seconds;
+using ::testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
 
 // Values whose sum depends on the order of the additions.
 std::vector<float> Values(int rank, int64_t count) {
   std::mt19937_64 random(static_cast<uint64_t>(1000 + rank));
   std::vector<float> values(static_cast<size_t>(count));
-  for (float& v : values) v = std::ldexp(static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f, static_cast<int>(random() % 24));
+  for (float& v : values)
+    v = std::ldexp(static_cast<float>(static_cast<int32_t>(random())) * 0x1p-31f, static_cast<int>(random() % 24));
   return values;
 }
 
@@ -70,9 +71,10 @@ TEST_P(AllReduce, AddsInRankOrderWithOneRounding) {
 
 // Sizes around one message, one chunk, and the change to slices; three ranks do not divide them.
 INSTANTIATE_TEST_SUITE_P(Sizes, AllReduce,
-                         ::testing::Values(ReduceCase{1, 100}, ReduceCase{2, 1}, ReduceCase{2, 512}, ReduceCase{2, 40000},
-                                           ReduceCase{3, 7}, ReduceCase{3, 16384}, ReduceCase{3, 16385}, ReduceCase{3, 100001},
-                                           ReduceCase{4, 512}, ReduceCase{4, 65539}),
+                         ::testing::Values(ReduceCase{1, 100}, ReduceCase{2, 1}, ReduceCase{2, 512},
+                                           ReduceCase{2, 40000}, ReduceCase{3, 7}, ReduceCase{3, 16384},
+                                           ReduceCase{3, 16385}, ReduceCase{3, 100001}, ReduceCase{4, 512},
+                                           ReduceCase{4, 65539}),
                          [](const auto& c) { return absl::StrCat("R", c.param.ranks, "x", c.param.count); });
 
 struct GatherCase {
@@ -85,7 +87,9 @@ class AllGather : public ::testing::TestWithParam<GatherCase> {};
 
 TEST_P(AllGather, PutsColumnsInRankOrder) {
   const auto [ranks, rows, row_bytes] = GetParam();
-  const auto value = [](int rank, int64_t row, int64_t byte) { return static_cast<uint8_t>(rank * 91 + row * 7 + byte * 13 + byte / 256); };
+  const auto value = [](int rank, int64_t row, int64_t byte) {
+    return static_cast<uint8_t>(rank * 91 + row * 7 + byte * 13 + byte / 256);
+  };
   const auto communicators = ConnectAll(ranks);
   OnRanks(ranks, [&](int r) {
     std::vector<uint8_t> in(static_cast<size_t>(rows * row_bytes)), out(in.size() * ranks, 0xee);
@@ -104,8 +108,8 @@ TEST_P(AllGather, PutsColumnsInRankOrder) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AllGather,
-                         ::testing::Values(GatherCase{1, 3, 5}, GatherCase{2, 1, 1}, GatherCase{2, 33, 8192}, GatherCase{2, 2, 200000},
-                                           GatherCase{3, 5, 65536}, GatherCase{4, 17, 1000}));
+                         ::testing::Values(GatherCase{1, 3, 5}, GatherCase{2, 1, 1}, GatherCase{2, 33, 8192},
+                                           GatherCase{2, 2, 200000}, GatherCase{3, 5, 65536}, GatherCase{4, 17, 1000}));
 
 // ---- failures ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +125,7 @@ TEST(Failure, AbortUnblocksAtOnceAndStays) {
     std::jthread aborter;
     absl::Status blocked;
     {
-      std::jthread waiting([&] { blocked = Reduce(*communicators[0]); });   // the others never come
+      std::jthread waiting([&] { blocked = Reduce(*communicators[0]); });  // the others never come
       aborter = std::jthread([&] { communicators[0]->Abort("operator's wish"); });
     }
     EXPECT_EQ(blocked.code(), absl::StatusCode::kCancelled) << blocked;
@@ -188,7 +192,8 @@ TEST(Failure, OptionsOutOfRange) {
   EXPECT_EQ(PrepareCommunicator({.rank = 2, .size = 2}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(PrepareCommunicator({.rank = -1, .size = 2}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(PrepareCommunicator({.rank = 0, .size = 65}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(PrepareCommunicator({.rank = 0, .size = 2, .timeout = milliseconds(0)}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(PrepareCommunicator({.rank = 0, .size = 2, .timeout = milliseconds(0)}).status().code(),
+            absl::StatusCode::kInvalidArgument);
   const absl::Status no_such_host = PrepareCommunicator({.rank = 0, .size = 2, .host = "192.0.2.1"}).status();
   EXPECT_EQ(no_such_host.code(), absl::StatusCode::kUnavailable) << no_such_host;
 }
@@ -196,7 +201,8 @@ TEST(Failure, OptionsOutOfRange) {
 TEST(Failure, EndpointsOfAnotherGroup) {
   auto pending = PrepareAll(2, seconds(1));
   const std::string a = pending[0]->endpoint(), b = pending[1]->endpoint();
-  const std::vector<std::vector<std::string>> wrong = {{}, {a}, {a, b, b}, {b, a}, {a, a}, {a, ""}, {a, "solo"}, {a, b.substr(0, b.size() - 1)}, {a, b + "x"}};
+  const std::vector<std::vector<std::string>> wrong = {
+      {}, {a}, {a, b, b}, {b, a}, {a, a}, {a, ""}, {a, "solo"}, {a, b.substr(0, b.size() - 1)}, {a, b + "x"}};
   for (const auto& endpoints : wrong) {
     auto fresh = PrepareAll(2, seconds(1));
     std::vector<std::string> mine = endpoints;
@@ -207,7 +213,8 @@ TEST(Failure, EndpointsOfAnotherGroup) {
     EXPECT_EQ(fresh[0]->Connect(mine).status().code(), absl::StatusCode::kInvalidArgument);
   }
   const std::vector<std::string> theirs = {PrepareAll(2, seconds(1))[0]->endpoint(), b};
-  EXPECT_EQ(pending[0]->Connect(theirs).status().code(), absl::StatusCode::kInvalidArgument) << "not the endpoint rank 0 published";
+  EXPECT_EQ(pending[0]->Connect(theirs).status().code(), absl::StatusCode::kInvalidArgument)
+      << "not the endpoint rank 0 published";
 }
 
 // ---- processes -----------------------------------------------------------------------------------------------------
@@ -219,7 +226,7 @@ pid_t ForkPeer(int socket, int rounds, bool stop) {
   auto pending = PrepareCommunicator({.rank = 1, .size = 2, .timeout = seconds(30)});
   if (!pending.ok()) _exit(2);
   const std::string mine = (*pending)->endpoint();
-  std::string theirs(mine.size(), '\0');   // both have one address
+  std::string theirs(mine.size(), '\0');  // both have one address
   if (write(socket, mine.data(), mine.size()) != static_cast<ssize_t>(mine.size())) _exit(3);
   if (recv(socket, theirs.data(), theirs.size(), MSG_WAITALL) != static_cast<ssize_t>(theirs.size())) _exit(4);
   auto comm = (*pending)->Connect(std::vector<std::string>{theirs, mine});
@@ -228,7 +235,7 @@ pid_t ForkPeer(int socket, int rounds, bool stop) {
     if (!Reduce(**comm).ok()) _exit(6);
   }
   if (stop) raise(SIGSTOP);
-  _exit(0);   // without closing anything, as a killed process
+  _exit(0);  // without closing anything, as a killed process
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> ConnectToPeer(int socket, milliseconds timeout) {

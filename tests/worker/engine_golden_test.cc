@@ -1,12 +1,12 @@
 // The bundled model against numbers computed outside this project, in short; nibble-eval runs all of them.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <fstream>
+
 #include "tools/eval/golden.h"
 #include "tools/eval/scorer.h"
 #include "worker/model/rope_table.h"
-
-#include <cmath>
-#include <fstream>
 
 namespace nibble {
 namespace {
@@ -21,7 +21,8 @@ TEST_P(Golden, FirstPromptsWithinTolerance) {
   auto prompts = LoadGolden(std::string(kModel) + "/golden.json");
   ASSERT_TRUE(prompts.ok()) << prompts.status();
   prompts->resize(2);
-  const auto group = EngineGroup::Create(**checkpoint, {.world_size = GetParam(), .limits = ScoringLimits((*checkpoint)->config(), GetParam(), 128)});
+  const auto group = EngineGroup::Create(
+      **checkpoint, {.world_size = GetParam(), .limits = ScoringLimits((*checkpoint)->config(), GetParam(), 128)});
   ASSERT_TRUE(group.ok()) << group.status();
   const auto reports = CompareGolden(**group, *prompts);
   ASSERT_TRUE(reports.ok()) << reports.status();
@@ -37,10 +38,11 @@ INSTANTIATE_TEST_SUITE_P(TensorParallelSizes, Golden, ::testing::Values(1, 2));
 
 TEST(GoldenFile, DamagedFilesAreRefused) {
   const std::string path = ::testing::TempDir() + "golden_damaged.json";
-  for (const char* text : {"", "{", "[]", "{\"prompts\": []}", "{\"prompts\": [{}]}",
-                           "{\"prompts\": [{\"prompt\": \"x\", \"prompt_ids\": [1], \"greedy_ids\": [1, 2], \"greedy_logprobs\": [0.5], "
-                           "\"last_prompt_logits_top5\": [[1, 2.0]]}]}",
-                           "{\"prompts\": [{\"prompt\": \"x\", \"prompt_ids\": \"no\"}]}"}) {
+  for (const char* text :
+       {"", "{", "[]", "{\"prompts\": []}", "{\"prompts\": [{}]}",
+        "{\"prompts\": [{\"prompt\": \"x\", \"prompt_ids\": [1], \"greedy_ids\": [1, 2], \"greedy_logprobs\": [0.5], "
+        "\"last_prompt_logits_top5\": [[1, 2.0]]}]}",
+        "{\"prompts\": [{\"prompt\": \"x\", \"prompt_ids\": \"no\"}]}"}) {
     std::ofstream(path) << text;
     EXPECT_EQ(LoadGolden(path).status().code(), absl::StatusCode::kInvalidArgument) << text;
   }

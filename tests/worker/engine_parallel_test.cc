@@ -1,5 +1,5 @@
-// One model over 1, 2 and 4 ranks. docs/numerics.md: the same integers in column-parallel layers; in row-parallel ones each
-// rank scales its own shard, so sums agree to rounding only.
+// One model over 1, 2 and 4 ranks. docs/numerics.md: the same integers in column-parallel layers; in row-parallel ones
+// each rank scales its own shard, so sums agree to rounding only.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -70,23 +70,33 @@ TEST(TensorParallel, QuantizedLogprobsAgreeToRounding) {
 }
 
 TEST(TensorParallel, SameGroupSameBits) {
-  for (const int ranks : {2, 4}) EXPECT_EQ(PromptLogprobs(Quantization::kW4A4KV4, ranks), PromptLogprobs(Quantization::kW4A4KV4, ranks));
+  for (const int ranks : {2, 4})
+    EXPECT_EQ(PromptLogprobs(Quantization::kW4A4KV4, ranks), PromptLogprobs(Quantization::kW4A4KV4, ranks));
 }
 
 // Columns [begin, begin + count) of a linear's bf16 output for random codes.
 class ColumnOutputs {
  public:
-  ColumnOutputs(Ops& ops, int64_t k) : ops_(ops), codes_(kRows * k), scales_(kRows), sums_(kRows), exponents_(kRows * k / kBlock) {
+  ColumnOutputs(Ops& ops, int64_t k)
+      : ops_(ops), codes_(kRows * k), scales_(kRows), sums_(kRows), exponents_(kRows * k / kBlock) {
     std::mt19937_64 random(17);
     for (int64_t t = 0; t < kRows; ++t) {
       scales_[t] = std::ldexp(1.0f + static_cast<float>(random() % 1000) / 1000, -8);
-      for (int64_t i = 0; i < k; ++i) sums_[t] += codes_[t * k + i] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
+      for (int64_t i = 0; i < k; ++i)
+        sums_[t] += codes_[t * k + i] = static_cast<int8_t>(static_cast<int>(random() % 255) - 127);
     }
-    input_ = {.rows = kRows, .k = k, .codes = codes_.data(), .scales = scales_.data(), .code_sums = sums_.data(), .exponents = exponents_.data()};
+    input_ = {.rows = kRows,
+              .k = k,
+              .codes = codes_.data(),
+              .scales = scales_.data(),
+              .code_sums = sums_.data(),
+              .exponents = exponents_.data()};
   }
   std::vector<uint16_t> Run(const Weight& weight) {
     std::vector<uint16_t> out(kRows * weight.n);
-    ops_.Linear({.input = input_, .weight = &weight, .out = {.data = out.data(), .dtype = DType::kBF16, .rows = kRows, .cols = weight.n}});
+    ops_.Linear({.input = input_,
+                 .weight = &weight,
+                 .out = {.data = out.data(), .dtype = DType::kBF16, .rows = kRows, .cols = weight.n}});
     return out;
   }
   static constexpr int64_t kRows = 9;
@@ -141,11 +151,13 @@ TEST(TensorParallel, ColumnParallelOutputsAreBitEqual) {
 
 TEST(TensorParallel, SizesThatDoNotDivideTheModel) {
   TempDir dir;
-  ASSERT_TRUE(WriteTinyModel({}, dir / "m").ok());   // 2 KV heads
+  ASSERT_TRUE(WriteTinyModel({}, dir / "m").ok());  // 2 KV heads
   const auto checkpoint = Checkpoint::Open(dir / "m");
   const std::shared_ptr<Ops> ops = *CreateOps({});
-  for (const auto& [rank, size] : std::vector<std::pair<int, int>>{{0, 3}, {0, 4}, {2, 2}, {-1, 2}, {0, 0}, {0, 1000}}) {
-    EXPECT_EQ(LoadModel(**checkpoint, ops, rank, size).status().code(), absl::StatusCode::kInvalidArgument) << rank << " of " << size;
+  for (const auto& [rank, size] :
+       std::vector<std::pair<int, int>>{{0, 3}, {0, 4}, {2, 2}, {-1, 2}, {0, 0}, {0, 1000}}) {
+    EXPECT_EQ(LoadModel(**checkpoint, ops, rank, size).status().code(), absl::StatusCode::kInvalidArgument)
+        << rank << " of " << size;
   }
 }
 
@@ -175,7 +187,7 @@ TEST(TensorParallel, AbortEndsAWaitingStep) {
   absl::Status status;
   std::jthread rank0([&] {
     v1::StepResult result;
-    status = rig.group().engine(0).Execute(plan, &result);   // rank 1 never comes
+    status = rig.group().engine(0).Execute(plan, &result);  // rank 1 never comes
   });
   rig.group().communicator(0).Abort("the replica is down");
   rank0.join();

@@ -16,7 +16,8 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr SlotLimits kLimits = {.max_sequences = 4, .max_step_tokens = 100, .max_context_tokens = 256, .num_pages = 10, .vocab_size = 50};
+constexpr SlotLimits kLimits = {
+    .max_sequences = 4, .max_step_tokens = 100, .max_context_tokens = 256, .num_pages = 10, .vocab_size = 50};
 
 v1::StepPlan Plan(const std::string& text) {
   v1::StepPlan plan;
@@ -30,7 +31,8 @@ std::string StartText(const std::string& rest) { return "start { " + rest + " " 
 
 // Slot 0: 70 known tokens, 66 of them computed, pages 3 and 4. Slot 1: one token sampled, page 5.
 void Prepare(SlotTable* table) {
-  v1::StepPlan plan = Plan("step: 1 " + StartText("slot: 0 num_prompt_tokens: 70 page_ids: 3 page_ids: 4") + StartText("slot: 1 token_ids: 7 num_prompt_tokens: 1 page_ids: 5") +
+  v1::StepPlan plan = Plan("step: 1 " + StartText("slot: 0 num_prompt_tokens: 70 page_ids: 3 page_ids: 4") +
+                           StartText("slot: 1 token_ids: 7 num_prompt_tokens: 1 page_ids: 5") +
                            "prefill { slot: 0 num_tokens: 66 } prefill { slot: 1 num_tokens: 1 sample: true }");
   for (uint32_t i = 0; i < 70; ++i) plan.mutable_start(0)->add_token_ids(i % 50);
   StepBatch batch;
@@ -39,8 +41,8 @@ void Prepare(SlotTable* table) {
 }
 
 struct BadPlan {
-  const char* plan;      // after Prepare; step 2 is added
-  const char* message;   // part of the answer
+  const char* plan;     // after Prepare; step 2 is added
+  const char* message;  // part of the answer
 };
 
 class BadPlans : public ::testing::TestWithParam<BadPlan> {};
@@ -65,39 +67,67 @@ INSTANTIATE_TEST_SUITE_P(
         BadPlan{"start { slot: 4294967295 token_ids: 1" SAMPLING "}", "start[0].slot is 4294967295, there are 4 slots"},
         BadPlan{"start { slot: 1 token_ids: 1" SAMPLING "}", "start[0].slot is 1, which is in use"},
         BadPlan{"start { slot: 2" SAMPLING "}", "start[0].token_ids is empty"},
-        BadPlan{"start { slot: 2 token_ids: 3 token_ids: 50" SAMPLING "}", "start[0].token_ids[1] is 50, the vocabulary has 50 tokens"},
-        BadPlan{"start { slot: 2 token_ids: 3 num_prompt_tokens: 2" SAMPLING "}", "start[0].num_prompt_tokens is 2, token_ids has 1 entries"},
-        BadPlan{"start { slot: 2 token_ids: 3 page_ids: 10" SAMPLING "}", "start[0].page_ids[0] is 10, the pool has 10 pages"},
+        BadPlan{"start { slot: 2 token_ids: 3 token_ids: 50" SAMPLING "}",
+                "start[0].token_ids[1] is 50, the vocabulary has 50 tokens"},
+        BadPlan{"start { slot: 2 token_ids: 3 num_prompt_tokens: 2" SAMPLING "}",
+                "start[0].num_prompt_tokens is 2, token_ids has 1 entries"},
+        BadPlan{"start { slot: 2 token_ids: 3 page_ids: 10" SAMPLING "}",
+                "start[0].page_ids[0] is 10, the pool has 10 pages"},
         BadPlan{"start { slot: 2 token_ids: 3 page_ids: 0 page_ids: 0 page_ids: 0 page_ids: 0 page_ids: 0" SAMPLING "}",
                 "start[0].page_ids has 5 entries, a full context has 4 pages"},
-        BadPlan{"start { slot: 2 token_ids: 3 num_cached_tokens: 32" SAMPLING "}", "start[0].num_cached_tokens is 32, must be a multiple of 64"},
-        BadPlan{"start { slot: 2 token_ids: 3 num_cached_tokens: 64 page_ids: 1" SAMPLING "}", "start[0].num_cached_tokens is 64, at least one of 1 tokens"},
+        BadPlan{"start { slot: 2 token_ids: 3 num_cached_tokens: 32" SAMPLING "}",
+                "start[0].num_cached_tokens is 32, must be a multiple of 64"},
+        BadPlan{"start { slot: 2 token_ids: 3 num_cached_tokens: 64 page_ids: 1" SAMPLING "}",
+                "start[0].num_cached_tokens is 64, at least one of 1 tokens"},
         BadPlan{"start { slot: 2 token_ids: 3 }", "start[0].sampling is missing"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: -1 } }", "start[0].sampling.temperature is -1, must be finite and at least 0"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: inf } }", "temperature is inf"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: nan } }", "temperature is nan"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { repetition_penalty: 1 } }", "top_p is 0, must be above 0 and at most 1"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: -1 } }",
+                "start[0].sampling.temperature is -1, must be finite and at least 0"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: inf } }",
+                "temperature is inf"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 temperature: nan } }",
+                "temperature is nan"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { repetition_penalty: 1 } }",
+                "top_p is 0, must be above 0 and at most 1"},
         BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1.5 repetition_penalty: 1 } }", "top_p is 1.5"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 min_p: -0.5 } }", "min_p is -0.5, must be 0..1"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 } }", "repetition_penalty is 0, must be finite and above 0"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 presence_penalty: nan } }", "presence_penalty is nan"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 frequency_penalty: inf } }", "frequency_penalty is inf"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 num_top_logprobs: 21 } }", "num_top_logprobs is 21, must be at most 20"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 num_top_prompt_logprobs: 4000000000 } }", "num_top_prompt_logprobs is 4"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 suppressed_ids: 50 } }", "suppressed_ids[0] is 50, the vocabulary has 50 tokens"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 1 } }", "bias_values has 0 entries, bias_ids has 1"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 99 bias_values: 1 } }", "bias_ids[0] is 99"},
-        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 9 bias_values: nan } }", "bias_values is nan"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 min_p: -0.5 } }",
+                "min_p is -0.5, must be 0..1"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 } }",
+                "repetition_penalty is 0, must be finite and above 0"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 presence_penalty: nan } }",
+                "presence_penalty is nan"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 frequency_penalty: inf } }",
+                "frequency_penalty is inf"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 num_top_logprobs: 21 } }",
+                "num_top_logprobs is 21, must be at most 20"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 num_top_prompt_logprobs: "
+                "4000000000 } }",
+                "num_top_prompt_logprobs is 4"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 suppressed_ids: 50 } }",
+                "suppressed_ids[0] is 50, the vocabulary has 50 tokens"},
+        BadPlan{"start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 1 } }",
+                "bias_values has 0 entries, bias_ids has 1"},
+        BadPlan{
+            "start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 99 bias_values: 1 } }",
+            "bias_ids[0] is 99"},
+        BadPlan{
+            "start { slot: 2 token_ids: 3 sampling { top_p: 1 repetition_penalty: 1 bias_ids: 9 bias_values: nan } }",
+            "bias_values is nan"},
         BadPlan{"page_slots: 0", "page_slots has 1 entries, page_ids has 0"},
         BadPlan{"page_slots: 3 page_ids: 1", "page_slots[0] is 3, which holds no sequence"},
         BadPlan{"page_slots: 0 page_ids: 10", "page_ids[0] is 10, the pool has 10 pages"},
-        BadPlan{"page_slots: 0 page_ids: 1 page_slots: 0 page_ids: 1 page_slots: 0 page_ids: 1", "page_slots[2]: slot 0 already holds the 4 pages of a full context"},
+        BadPlan{"page_slots: 0 page_ids: 1 page_slots: 0 page_ids: 1 page_slots: 0 page_ids: 1",
+                "page_slots[2]: slot 0 already holds the 4 pages of a full context"},
         BadPlan{"prefill { slot: 9 num_tokens: 1 }", "prefill[0].slot is 9, there are 4 slots"},
-        BadPlan{"prefill { slot: 0 num_tokens: 0 }", "prefill[0].num_tokens is 0, slot 0 has 4 known tokens left to compute"},
-        BadPlan{"prefill { slot: 0 num_tokens: 5 }", "prefill[0].num_tokens is 5, slot 0 has 4 known tokens left to compute"},
-        BadPlan{"prefill { slot: 1 num_tokens: 1 }", "prefill[0].num_tokens is 1, slot 1 has 0 known tokens left to compute"},
-        BadPlan{"prefill { slot: 0 num_tokens: 3 sample: true }", "prefill[0].sample is set, but the chunk ends 1 tokens before"},
-        BadPlan{"prefill { slot: 0 num_tokens: 1 } prefill { slot: 0 num_tokens: 1 }", "prefill[1].slot is 0, which has rows in this plan already"},
+        BadPlan{"prefill { slot: 0 num_tokens: 0 }",
+                "prefill[0].num_tokens is 0, slot 0 has 4 known tokens left to compute"},
+        BadPlan{"prefill { slot: 0 num_tokens: 5 }",
+                "prefill[0].num_tokens is 5, slot 0 has 4 known tokens left to compute"},
+        BadPlan{"prefill { slot: 1 num_tokens: 1 }",
+                "prefill[0].num_tokens is 1, slot 1 has 0 known tokens left to compute"},
+        BadPlan{"prefill { slot: 0 num_tokens: 3 sample: true }",
+                "prefill[0].sample is set, but the chunk ends 1 tokens before"},
+        BadPlan{"prefill { slot: 0 num_tokens: 1 } prefill { slot: 0 num_tokens: 1 }",
+                "prefill[1].slot is 0, which has rows in this plan already"},
         BadPlan{"decode_slots: 1 decode_slots: 1", "decode_slots[1] is 1, which has rows in this plan already"},
         BadPlan{"decode_slots: 0", "decode_slots[0] is 0, whose prefill has not sampled a token yet"},
         BadPlan{"decode_slots: 3", "decode_slots[0] is 3, which holds no sequence"}));
@@ -112,15 +142,18 @@ TEST(SlotTable, RowsPagesAndContextAreLimited) {
   };
   StepBatch batch;
   SlotTable table(kLimits);
-  EXPECT_THAT(std::string(table.Apply(start(257, 4), &batch).message()), HasSubstr("start[0].token_ids has 257 entries, the model's context has 256"));
+  EXPECT_THAT(std::string(table.Apply(start(257, 4), &batch).message()),
+              HasSubstr("start[0].token_ids has 257 entries, the model's context has 256"));
   table.Reset();
   v1::StepPlan plan = start(120, 2);
   plan.mutable_prefill(0)->set_num_tokens(101);
-  EXPECT_THAT(std::string(table.Apply(plan, &batch).message()), HasSubstr("the plan has at least 101 rows, max_step_tokens is 100"));
+  EXPECT_THAT(std::string(table.Apply(plan, &batch).message()),
+              HasSubstr("the plan has at least 101 rows, max_step_tokens is 100"));
   table.Reset();
   plan = start(120, 1);
   plan.mutable_prefill(0)->set_num_tokens(65);
-  EXPECT_THAT(std::string(table.Apply(plan, &batch).message()), HasSubstr("whose 1 pages hold fewer than the 65 tokens"));
+  EXPECT_THAT(std::string(table.Apply(plan, &batch).message()),
+              HasSubstr("whose 1 pages hold fewer than the 65 tokens"));
 
   // Decode up to the last position of the context, and not past it.
   table.Reset();
@@ -145,10 +178,11 @@ TEST(SlotTable, LaysOutTheRowsOfAPlan) {
   SlotTable table(kLimits);
   Prepare(&table);
   StepBatch batch;
-  const absl::Status status = table.Apply(
-      Plan("step: 2 " + StartText("slot: 3 token_ids: 11 token_ids: 12 num_prompt_tokens: 2 page_ids: 9") +
-           "page_slots: 0 page_ids: 8 prefill { slot: 0 num_tokens: 4 sample: true } prefill { slot: 3 num_tokens: 1 } decode_slots: 1"),
-      &batch);
+  const absl::Status status =
+      table.Apply(Plan("step: 2 " + StartText("slot: 3 token_ids: 11 token_ids: 12 num_prompt_tokens: 2 page_ids: 9") +
+                       "page_slots: 0 page_ids: 8 prefill { slot: 0 num_tokens: 4 sample: true } prefill { slot: 3 "
+                       "num_tokens: 1 } decode_slots: 1"),
+                  &batch);
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_THAT(batch.token_ids, ElementsAre(66 % 50, 67 % 50, 68 % 50, 69 % 50, 11, ~1));
   EXPECT_THAT(batch.positions, ElementsAre(66, 67, 68, 69, 0, 1));
@@ -210,7 +244,8 @@ TEST(SlotTable, RandomPlansNeverCrash) {
     ASSERT_EQ(batch.row_begin.back(), batch.rows());
     ASSERT_EQ(static_cast<int64_t>(batch.page_tables.size()), batch.sequences() * batch.max_pages);
     for (int64_t row = 0; row < batch.rows(); ++row) {
-      const int64_t page = batch.row_sequence[static_cast<size_t>(row)] * batch.max_pages + batch.positions[static_cast<size_t>(row)] / kPageTokens;
+      const int64_t page = batch.row_sequence[static_cast<size_t>(row)] * batch.max_pages +
+                           batch.positions[static_cast<size_t>(row)] / kPageTokens;
       ASSERT_GE(batch.page_tables[static_cast<size_t>(page)], 0) << "every row's page exists";
     }
   }

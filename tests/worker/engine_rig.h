@@ -41,11 +41,12 @@ class Rig {
     const KvLayout layout = {.format = config.quantization == Quantization::kBF16 ? KvFormat::kF32 : KvFormat::kKV4,
                              .kv_heads = config.num_kv_heads / options.world_size,
                              .head_dim = config.head_dim};
-    auto group = EngineGroup::Create(*checkpoint_, {.world_size = options.world_size,
-                                                    .threads_per_rank = options.threads_per_rank,
-                                                    .limits = {.kv_memory_bytes = options.pages * layout.page_bytes() * config.num_layers,
-                                                               .max_sequences = options.max_sequences,
-                                                               .max_step_tokens = options.max_step_tokens}});
+    auto group = EngineGroup::Create(
+        *checkpoint_, {.world_size = options.world_size,
+                       .threads_per_rank = options.threads_per_rank,
+                       .limits = {.kv_memory_bytes = options.pages * layout.page_bytes() * config.num_layers,
+                                  .max_sequences = options.max_sequences,
+                                  .max_step_tokens = options.max_step_tokens}});
     NIBBLE_CHECK(group.ok(), group.status().ToString());
     group_ = *std::move(group);
   }
@@ -68,8 +69,8 @@ inline v1::StepSampling GreedySampling() {
 }
 
 struct Sequence {
-  std::vector<uint32_t> token_ids;       // known at the start
-  int64_t num_prompt_tokens = 0;         // 0: all of them
+  std::vector<uint32_t> token_ids;  // known at the start
+  int64_t num_prompt_tokens = 0;    // 0: all of them
   v1::StepSampling sampling = GreedySampling();
 };
 
@@ -91,12 +92,13 @@ class Driver {
 
   // cached_pages: leading pages taken over from another sequence.
   void Start(uint32_t slot, const Sequence& sequence, const std::vector<uint32_t>& cached_pages = {}) {
-    State state{.sequence = sequence, .cached = static_cast<int64_t>(cached_pages.size()) * kPageTokens, .pages = cached_pages};
+    State state{
+        .sequence = sequence, .cached = static_cast<int64_t>(cached_pages.size()) * kPageTokens, .pages = cached_pages};
     v1::StartSequence* start = plan_.add_start();
     start->set_slot(slot);
     start->mutable_token_ids()->Add(sequence.token_ids.begin(), sequence.token_ids.end());
-    start->set_num_prompt_tokens(static_cast<uint32_t>(sequence.num_prompt_tokens > 0 ? sequence.num_prompt_tokens
-                                                                                      : static_cast<int64_t>(sequence.token_ids.size())));
+    start->set_num_prompt_tokens(static_cast<uint32_t>(
+        sequence.num_prompt_tokens > 0 ? sequence.num_prompt_tokens : static_cast<int64_t>(sequence.token_ids.size())));
     start->set_num_cached_tokens(static_cast<uint32_t>(state.cached));
     start->mutable_page_ids()->Add(cached_pages.begin(), cached_pages.end());
     *start->mutable_sampling() = sequence.sampling;
@@ -136,12 +138,14 @@ class Driver {
     const auto result = group_.Execute(plan_);
     NIBBLE_CHECK(result.ok(), result.status().ToString());
     NIBBLE_CHECK_EQ(result->token_ids_size(), static_cast<int>(order_.size()));
-    for (size_t i = 0; i < order_.size(); ++i) outputs_[order_[i]].token_ids.push_back(result->token_ids(static_cast<int>(i)));
+    for (size_t i = 0; i < order_.size(); ++i)
+      outputs_[order_[i]].token_ids.push_back(result->token_ids(static_cast<int>(i)));
     for (const v1::RowLogprobs& row : result->logprobs()) {
       outputs_[row.slot()].logprobs.push_back(row.logprob());
       outputs_[row.slot()].top_ids.emplace_back(row.top_ids().begin(), row.top_ids().end());
     }
-    for (const v1::RowLogprobs& row : result->prompt_logprobs()) outputs_[row.slot()].prompt_logprobs.push_back(row.logprob());
+    for (const v1::RowLogprobs& row : result->prompt_logprobs())
+      outputs_[row.slot()].prompt_logprobs.push_back(row.logprob());
     plan_.Clear();
     order_.clear();
     decode_order_.clear();
@@ -188,7 +192,7 @@ class Driver {
   EngineGroup& group_;
   uint64_t step_ = 0;
   v1::StepPlan plan_;
-  std::vector<uint32_t> order_, decode_order_;   // slots that sample in the plan being written
+  std::vector<uint32_t> order_, decode_order_;  // slots that sample in the plan being written
   std::vector<uint32_t> free_pages_;
   std::map<uint32_t, State> states_;
   std::map<uint32_t, Output> outputs_;
@@ -198,7 +202,8 @@ class Driver {
 inline Sequence RandomSequence(uint64_t seed, int64_t n, int64_t vocab_size) {
   std::mt19937_64 random(seed);
   Sequence sequence;
-  for (int64_t i = 0; i < n; ++i) sequence.token_ids.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_size)));
+  for (int64_t i = 0; i < n; ++i)
+    sequence.token_ids.push_back(static_cast<uint32_t>(random() % static_cast<uint64_t>(vocab_size)));
   return sequence;
 }
 

@@ -21,7 +21,9 @@ class Engines : public ::testing::TestWithParam<Quantization> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Modes, Engines, ::testing::Values(Quantization::kBF16, Quantization::kW4A8KV4, Quantization::kW4A4KV4), ModeName);
+INSTANTIATE_TEST_SUITE_P(Modes, Engines,
+                         ::testing::Values(Quantization::kBF16, Quantization::kW4A8KV4, Quantization::kW4A4KV4),
+                         ModeName);
 
 TEST_P(Engines, ChunksDoNotMatter) {
   Rig rig(Options());
@@ -41,7 +43,7 @@ TEST_P(Engines, CompanyDoesNotMatter) {
   std::vector<Sequence> sequences;
   for (int i = 0; i < 6; ++i) {
     sequences.push_back(RandomSequence(100 + i, 5 + 23 * i, rig.config().vocab_size));
-    if (i % 2 == 1) {   // seeded sampling and penalties too
+    if (i % 2 == 1) {  // seeded sampling and penalties too
       sequences.back().sampling.set_temperature(0.9f);
       sequences.back().sampling.set_top_k(40);
       sequences.back().sampling.set_top_p(0.95f);
@@ -98,7 +100,9 @@ TEST_P(Engines, ReusedPagesGiveTheSameTokens) {
       EXPECT_EQ(driver.output(1), driver.output(0));
     } else {
       Output twice = driver.output(0);
-      EXPECT_EQ(std::vector<uint32_t>(driver.output(1).token_ids.begin() + kOutputTokens, driver.output(1).token_ids.end()), twice.token_ids);
+      EXPECT_EQ(
+          std::vector<uint32_t>(driver.output(1).token_ids.begin() + kOutputTokens, driver.output(1).token_ids.end()),
+          twice.token_ids);
     }
     driver.Release(1);
   }
@@ -124,7 +128,8 @@ TEST_P(Engines, ReplayContinuesAsIfNothingHappened) {
       expected.token_ids.erase(expected.token_ids.begin(), expected.token_ids.begin() + survived);
       expected.logprobs.erase(expected.logprobs.begin(), expected.logprobs.begin() + survived);
       expected.top_ids.erase(expected.top_ids.begin(), expected.top_ids.begin() + survived);
-      EXPECT_EQ(driver.Run(1, replay, kOutputTokens - survived, 30), expected) << "temperature " << temperature << ", survived " << survived;
+      EXPECT_EQ(driver.Run(1, replay, kOutputTokens - survived, 30), expected)
+          << "temperature " << temperature << ", survived " << survived;
     }
   }
 }
@@ -141,7 +146,8 @@ TEST_P(Engines, ThreadsDoNotMatter) {
 TEST_P(Engines, SlotsAreUsedAgain) {
   Rig rig(Options());
   Driver driver(rig);
-  const Sequence a = RandomSequence(31, 40, rig.config().vocab_size), b = RandomSequence(32, 90, rig.config().vocab_size);
+  const Sequence a = RandomSequence(31, 40, rig.config().vocab_size),
+                 b = RandomSequence(32, 90, rig.config().vocab_size);
   const Output first_a = driver.Run(0, a, 4, 512), first_b = driver.Run(0, b, 4, 512);
   EXPECT_NE(first_a, first_b);
   EXPECT_EQ(driver.Run(0, a, 4, 512), first_a) << "a slot remembers nothing";
@@ -217,17 +223,21 @@ TEST(Engine, EveryArchitectureVariantRuns) {
 }
 
 TEST(Engine, LimitsOutOfRange) {
-  Rig rig({});   // for its model directory
+  Rig rig({});  // for its model directory
   auto group = [&](EngineLimits limits) {
     TempDir dir;
     NIBBLE_CHECK(WriteTinyModel({}, dir / "m").ok());
     const auto checkpoint = Checkpoint::Open(dir / "m");
     return EngineGroup::Create(**checkpoint, {.limits = limits}).status();
   };
-  EXPECT_EQ(group({.kv_memory_bytes = 1000, .max_sequences = 1, .max_step_tokens = 1}).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(group({.kv_memory_bytes = 0, .max_sequences = 1, .max_step_tokens = 1}).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(group({.kv_memory_bytes = 1 << 24, .max_sequences = 0, .max_step_tokens = 1}).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(group({.kv_memory_bytes = 1 << 24, .max_sequences = 1, .max_step_tokens = -5}).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(group({.kv_memory_bytes = 1000, .max_sequences = 1, .max_step_tokens = 1}).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(group({.kv_memory_bytes = 0, .max_sequences = 1, .max_step_tokens = 1}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(group({.kv_memory_bytes = 1 << 24, .max_sequences = 0, .max_step_tokens = 1}).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(group({.kv_memory_bytes = 1 << 24, .max_sequences = 1, .max_step_tokens = -5}).code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

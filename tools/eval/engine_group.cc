@@ -8,7 +8,8 @@
 
 namespace nibble {
 
-absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Create(const Checkpoint& checkpoint, const EngineGroupOptions& options) {
+absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Create(const Checkpoint& checkpoint,
+                                                                 const EngineGroupOptions& options) {
   const int size = options.world_size;
   auto group = std::unique_ptr<EngineGroup>(new EngineGroup(size));
   std::vector<std::unique_ptr<PendingCommunicator>> pending(static_cast<size_t>(size));
@@ -62,8 +63,9 @@ absl::Status EngineGroup::OnEveryRank(const std::function<absl::Status(int)>& f)
     }
     statuses[0] = f(0);
   }
-  const auto cause = std::find_if(statuses.begin(), statuses.end(),
-                                  [](const absl::Status& s) { return !s.ok() && !absl::IsCancelled(s) && !absl::IsUnavailable(s); });
+  const auto cause = std::find_if(statuses.begin(), statuses.end(), [](const absl::Status& s) {
+    return !s.ok() && !absl::IsCancelled(s) && !absl::IsUnavailable(s);
+  });
   if (cause != statuses.end()) return *cause;
   const auto any = std::find_if(statuses.begin(), statuses.end(), [](const absl::Status& s) { return !s.ok(); });
   return any == statuses.end() ? absl::OkStatus() : *any;

@@ -19,19 +19,20 @@
 namespace nibble {
 
 struct EngineGroupOptions {
-  int world_size = 1;        // tensor-parallel size
+  int world_size = 1;  // tensor-parallel size
   int threads_per_rank = 1;
-  EngineLimits limits;       // of each rank
+  EngineLimits limits;  // of each rank
   std::chrono::milliseconds collective_timeout{60000};
 };
 
 class EngineGroup {
  public:
   // Loads every rank's shard and joins them. The first error of any rank.
-  static absl::StatusOr<std::unique_ptr<EngineGroup>> Create(const Checkpoint& checkpoint, const EngineGroupOptions& options);
+  static absl::StatusOr<std::unique_ptr<EngineGroup>> Create(const Checkpoint& checkpoint,
+                                                             const EngineGroupOptions& options);
 
   int world_size() const { return static_cast<int>(ranks_.size()); }
-  int64_t num_pages() const;   // the smallest of the ranks
+  int64_t num_pages() const;  // the smallest of the ranks
   Engine& engine(int rank) { return *ranks_[static_cast<size_t>(rank)].engine; }
   Communicator& communicator(int rank) { return *ranks_[static_cast<size_t>(rank)].communicator; }
   std::string Describe() const { return ranks_.front().ops->Describe(); }
@@ -45,7 +46,7 @@ class EngineGroup {
     std::shared_ptr<Ops> ops;
     std::shared_ptr<const Model> model;
     std::shared_ptr<Communicator> communicator;
-    std::unique_ptr<Engine> engine;   // last: goes first
+    std::unique_ptr<Engine> engine;  // last: goes first
   };
   explicit EngineGroup(int world_size) : ranks_(static_cast<size_t>(world_size)) {}
   // Runs f(rank) for every rank at once, rank 0 in the calling thread; the first error that is not its consequence.

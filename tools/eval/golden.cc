@@ -40,9 +40,11 @@ absl::StatusOr<std::vector<GoldenPrompt>> LoadGolden(const std::string& path) {
       golden.greedy_ids = entry.at("greedy_ids").get<std::vector<uint32_t>>();
       golden.greedy_logprobs = entry.at("greedy_logprobs").get<std::vector<float>>();
       golden.top_logits = entry.at("last_prompt_logits_top5").get<std::vector<std::pair<uint32_t, float>>>();
-      if (golden.prompt_ids.empty() || golden.greedy_ids.empty() || golden.greedy_ids.size() != golden.greedy_logprobs.size() ||
-          golden.top_logits.empty() || golden.top_logits.size() > kTopLogprobs) {
-        return absl::InvalidArgumentError(absl::StrCat(path, ": prompt ", prompts.size(), " has lists of the wrong length"));
+      if (golden.prompt_ids.empty() || golden.greedy_ids.empty() ||
+          golden.greedy_ids.size() != golden.greedy_logprobs.size() || golden.top_logits.empty() ||
+          golden.top_logits.size() > kTopLogprobs) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(path, ": prompt ", prompts.size(), " has lists of the wrong length"));
       }
       prompts.push_back(std::move(golden));
     }
@@ -63,18 +65,20 @@ absl::StatusOr<std::vector<GoldenReport>> CompareGolden(EngineGroup& group, cons
   std::vector<GoldenReport> reports;
   for (size_t i = 0; i < prompts.size(); ++i) {
     const GoldenPrompt& golden = prompts[i];
-    const size_t first = golden.prompt_ids.size() - 1;   // the score of the first generated token
+    const size_t first = golden.prompt_ids.size() - 1;  // the score of the first generated token
     GoldenReport report{.prompt = golden.prompt, .tokens = static_cast<int64_t>(golden.greedy_ids.size())};
     for (size_t j = 0; j < golden.greedy_ids.size(); ++j) {
       const TokenScore& score = scores[i][first + j];
-      report.max_logprob_error = std::max(report.max_logprob_error, std::abs(double{score.logprob} - golden.greedy_logprobs[j]));
+      report.max_logprob_error =
+          std::max(report.max_logprob_error, std::abs(double{score.logprob} - golden.greedy_logprobs[j]));
       report.best_tokens += score.top_ids[0] == score.token_id;
     }
     const auto best = TopLogprob(scores[i][first], golden.top_logits[0].first);
     for (const auto& [id, logit] : golden.top_logits) {
       const auto logprob = TopLogprob(scores[i][first], id);
-      const double error = best && logprob ? std::abs((*logprob - *best) - (double{logit} - golden.top_logits[0].second))
-                                           : std::numeric_limits<double>::infinity();
+      const double error = best && logprob
+                               ? std::abs((*logprob - *best) - (double{logit} - golden.top_logits[0].second))
+                               : std::numeric_limits<double>::infinity();
       report.max_logit_error = std::max(report.max_logit_error, error);
     }
     reports.push_back(report);
@@ -83,12 +87,13 @@ absl::StatusOr<std::vector<GoldenReport>> CompareGolden(EngineGroup& group, cons
 }
 
 std::string FormatGolden(const std::vector<GoldenReport>& reports, double tolerance) {
-  std::string table = absl::StrFormat("%-34s %6s %5s %14s %12s\n", "prompt", "tokens", "best", "logprob error", "logit error");
+  std::string table =
+      absl::StrFormat("%-34s %6s %5s %14s %12s\n", "prompt", "tokens", "best", "logprob error", "logit error");
   for (const GoldenReport& r : reports) {
     std::string prompt = r.prompt.substr(0, 34);
     std::replace(prompt.begin(), prompt.end(), '\n', ' ');
-    absl::StrAppendFormat(&table, "%-34s %6d %5d %14.5f %12.5f  %s\n", prompt, r.tokens, r.best_tokens, r.max_logprob_error,
-                          r.max_logit_error, r.Passed(tolerance) ? "ok" : "FAILED");
+    absl::StrAppendFormat(&table, "%-34s %6d %5d %14.5f %12.5f  %s\n", prompt, r.tokens, r.best_tokens,
+                          r.max_logprob_error, r.max_logit_error, r.Passed(tolerance) ? "ok" : "FAILED");
   }
   return table;
 }

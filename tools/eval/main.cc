@@ -1,4 +1,5 @@
 // nibble-eval: perplexity of a checkpoint on a text, and its golden prompts, through the engine that serves.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -12,7 +13,6 @@
 #include <thread>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/progress.h"
@@ -36,7 +36,7 @@ struct Options {
   int64_t max_windows = 400;
   double tolerance = 0.02;
   int tp = 1;
-  int threads = 0;   // all ranks together
+  int threads = 0;  // all ranks together
   bool json = false;
 };
 
@@ -56,7 +56,8 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> Windows(const Options& option
   std::vector<std::vector<uint32_t>> windows;
   for (size_t at = 0, length = static_cast<size_t>(options.window);
        at + length <= ids.size() && windows.size() < static_cast<size_t>(options.max_windows); at += length) {
-    windows.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(at), ids.begin() + static_cast<std::ptrdiff_t>(at + length));
+    windows.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(at),
+                         ids.begin() + static_cast<std::ptrdiff_t>(at + length));
   }
   if (windows.empty()) {
     return absl::InvalidArgumentError(
@@ -65,10 +66,12 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> Windows(const Options& option
   return windows;
 }
 
-absl::StatusOr<std::unique_ptr<EngineGroup>> OpenGroup(const Options& options, const Checkpoint& checkpoint, int64_t max_tokens) {
+absl::StatusOr<std::unique_ptr<EngineGroup>> OpenGroup(const Options& options, const Checkpoint& checkpoint,
+                                                       int64_t max_tokens) {
   const int64_t context = checkpoint.config().max_position_embeddings;
   if (max_tokens > context) {
-    return absl::InvalidArgumentError(absl::StrCat("sequences of ", max_tokens, " tokens, the model's context has ", context));
+    return absl::InvalidArgumentError(
+        absl::StrCat("sequences of ", max_tokens, " tokens, the model's context has ", context));
   }
   return EngineGroup::Create(checkpoint, {.world_size = options.tp,
                                           .threads_per_rank = std::max(1, options.threads / options.tp),
@@ -107,8 +110,9 @@ absl::Status Perplexity(const Options& options, const Checkpoint& checkpoint) {
                      .dump()
               << "\n";
   } else {
-    std::cout << absl::StrFormat("perplexity %.4f  over %d tokens (%d windows of %d)  %s  tp=%d  %.1f s  %.0f tokens/s\n", perplexity,
-                                 tokens, windows.size(), options.window, mode, options.tp, seconds, static_cast<double>(tokens) / seconds);
+    std::cout << absl::StrFormat(
+        "perplexity %.4f  over %d tokens (%d windows of %d)  %s  tp=%d  %.1f s  %.0f tokens/s\n", perplexity, tokens,
+        windows.size(), options.window, mode, options.tp, seconds, static_cast<double>(tokens) / seconds);
   }
   return absl::OkStatus();
 }
@@ -122,18 +126,26 @@ absl::Status Golden(const Options& options, const Checkpoint& checkpoint) {
   size_t passed = 0;
   for (const GoldenReport& report : reports) passed += report.Passed(options.tolerance);
   if (options.json) {
-    nlohmann::json json = {{"model", options.model}, {"tolerance", options.tolerance}, {"passed", passed}, {"prompts", nlohmann::json::array()}};
+    nlohmann::json json = {{"model", options.model},
+                           {"tolerance", options.tolerance},
+                           {"passed", passed},
+                           {"prompts", nlohmann::json::array()}};
     for (const GoldenReport& r : reports) {
-      json["prompts"].push_back({{"prompt", r.prompt}, {"tokens", r.tokens}, {"max_logprob_error", r.max_logprob_error},
-                                 {"max_logit_error", r.max_logit_error}, {"best_tokens", r.best_tokens},
+      json["prompts"].push_back({{"prompt", r.prompt},
+                                 {"tokens", r.tokens},
+                                 {"max_logprob_error", r.max_logprob_error},
+                                 {"max_logit_error", r.max_logit_error},
+                                 {"best_tokens", r.best_tokens},
                                  {"passed", r.Passed(options.tolerance)}});
     }
     std::cout << json.dump() << "\n";
   } else {
-    std::cout << FormatGolden(reports, options.tolerance) << passed << " of " << reports.size() << " prompts within " << options.tolerance << "\n";
+    std::cout << FormatGolden(reports, options.tolerance) << passed << " of " << reports.size() << " prompts within "
+              << options.tolerance << "\n";
   }
   if (passed == reports.size()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(reports.size() - passed, " golden prompts are off by more than ", options.tolerance));
+  return absl::FailedPreconditionError(
+      absl::StrCat(reports.size() - passed, " golden prompts are off by more than ", options.tolerance));
 }
 
 absl::Status Run(const Options& options) {
@@ -152,12 +164,22 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", nibble::kVersion);
   app.add_option("--model", options.model, "Model directory: config.json, tokenizer.json, *.safetensors")->required();
   auto* text = app.add_option("--text", options.text, "UTF-8 text to score");
-  auto* golden = app.add_option("--golden", options.golden, "golden.json to compare with; exit status 1 when a prompt is off");
-  app.add_option("--window", options.window, "Tokens of one window; scored from its second token")->check(CLI::Range(2, 1 << 20))->capture_default_str();
-  app.add_option("--max-windows", options.max_windows, "Score the first windows only")->check(CLI::Range(1, 1 << 30))->capture_default_str();
-  app.add_option("--tolerance", options.tolerance, "Largest difference of a golden log-probability")->check(CLI::NonNegativeNumber)->capture_default_str();
-  app.add_option("--tp", options.tp, "Tensor-parallel ranks, as threads of this process")->check(CLI::Range(1, nibble::kMaxRanks))->capture_default_str();
-  app.add_option("--threads", options.threads, "Threads of all ranks together (default: one per core)")->check(CLI::Range(1, 1024));
+  auto* golden =
+      app.add_option("--golden", options.golden, "golden.json to compare with; exit status 1 when a prompt is off");
+  app.add_option("--window", options.window, "Tokens of one window; scored from its second token")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  app.add_option("--max-windows", options.max_windows, "Score the first windows only")
+      ->check(CLI::Range(1, 1 << 30))
+      ->capture_default_str();
+  app.add_option("--tolerance", options.tolerance, "Largest difference of a golden log-probability")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--tp", options.tp, "Tensor-parallel ranks, as threads of this process")
+      ->check(CLI::Range(1, nibble::kMaxRanks))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "Threads of all ranks together (default: one per core)")
+      ->check(CLI::Range(1, 1024));
   app.add_flag("--json", options.json, "One JSON object per result on stdout");
   CLI11_PARSE(app, argc, argv);
   if (text->count() == 0 && golden->count() == 0) {

@@ -35,8 +35,10 @@ EngineLimits ScoringLimits(const ModelConfig& config, int world_size, int64_t ma
           .max_step_tokens = kScoreStepTokens};
 }
 
-absl::StatusOr<std::vector<std::vector<TokenScore>>> Score(EngineGroup& group, std::span<const std::vector<uint32_t>> sequences,
-                                                           uint32_t num_top_logprobs, const std::function<void()>& done) {
+absl::StatusOr<std::vector<std::vector<TokenScore>>> Score(EngineGroup& group,
+                                                           std::span<const std::vector<uint32_t>> sequences,
+                                                           uint32_t num_top_logprobs,
+                                                           const std::function<void()>& done) {
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   group.Reset();
   uint64_t step = 0;
@@ -46,7 +48,8 @@ absl::StatusOr<std::vector<std::vector<TokenScore>>> Score(EngineGroup& group, s
     size_t end = begin;
     int64_t rows = 0, pages = 0;
     while (end < sequences.size()) {
-      if (RowsOf(sequences[end]) < 1) return absl::InvalidArgumentError(absl::StrCat("sequence ", end, " has fewer than 2 tokens"));
+      if (RowsOf(sequences[end]) < 1)
+        return absl::InvalidArgumentError(absl::StrCat("sequence ", end, " has fewer than 2 tokens"));
       const int64_t more_rows = RowsOf(sequences[end]), more_pages = PagesFor(more_rows);
       if (end > begin && (rows + more_rows > kScoreStepTokens || pages + more_pages > group.num_pages())) break;
       rows += more_rows;
@@ -87,7 +90,8 @@ absl::StatusOr<std::vector<std::vector<TokenScore>>> Score(EngineGroup& group, s
     }
     for (size_t i = begin; i < end; ++i) {
       if (static_cast<int64_t>(scores[i].size()) != RowsOf(sequences[i])) {
-        return absl::InternalError(absl::StrCat("sequence ", i, " has ", scores[i].size(), " scores, expected ", RowsOf(sequences[i])));
+        return absl::InternalError(
+            absl::StrCat("sequence ", i, " has ", scores[i].size(), " scores, expected ", RowsOf(sequences[i])));
       }
       if (done) done();
     }

@@ -24,7 +24,8 @@ class Communicator {
   // rows = Σ_r rows_r: added in f32 in rank order, one rounding to rows.dtype. UNAVAILABLE when a peer is gone,
   // DEADLINE_EXCEEDED when one hangs, CANCELLED after Abort; the communicator is unusable after any error.
   virtual absl::Status AllReduceSum(const Rows& rows) = 0;
-  // in = [rows, row_bytes] of every rank; out = [rows, size · row_bytes]: each rank's columns, in rank order. Errors as above.
+  // in = [rows, row_bytes] of every rank; out = [rows, size · row_bytes]: each rank's columns, in rank order. Errors as
+  // above.
   virtual absl::Status AllGather(const void* in, int64_t rows, size_t row_bytes, void* out) = 0;
   // Makes blocked and later collectives fail now. From any thread, more than once.
   virtual void Abort(std::string_view reason) = 0;
@@ -35,7 +36,7 @@ class Communicator {
 class PendingCommunicator {
  public:
   virtual ~PendingCommunicator() = default;
-  virtual std::string endpoint() const = 0;   // opaque bytes for the other ranks
+  virtual std::string endpoint() const = 0;  // opaque bytes for the other ranks
   // Collective. endpoints in rank order, own one included. Consumes this.
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Connect(std::span<const std::string> endpoints) = 0;
 };
@@ -46,8 +47,8 @@ inline constexpr std::chrono::milliseconds kMaxCollectiveTimeout = std::chrono::
 struct CommunicatorOptions {
   int rank = 0;
   int size = 1;
-  std::string host = "127.0.0.1";               // address other ranks reach this one at
-  std::chrono::milliseconds timeout{5000};      // of one collective, and of Connect
+  std::string host = "127.0.0.1";           // address other ranks reach this one at
+  std::chrono::milliseconds timeout{5000};  // of one collective, and of Connect
 };
 
 // INVALID_ARGUMENT for an option out of range, UNAVAILABLE when host is no address of this machine.

@@ -47,7 +47,7 @@ class GlooCommunicator : public Communicator {
     for (int64_t row = 0; row < rows; row += rows_per_round) {
       const int64_t count = std::min(rows_per_round, rows - row);
       for (size_t offset = 0; offset < row_bytes; offset += piece_bytes) {
-        const size_t bytes = std::min(piece_bytes, row_bytes - offset);   // row_bytes unless count is 1
+        const size_t bytes = std::min(piece_bytes, row_bytes - offset);  // row_bytes unless count is 1
         const uint8_t* mine = static_cast<const uint8_t*>(in) + row * row_bytes + offset;
         NIBBLE_RETURN_IF_ERROR(RoundOfEqual(mine, count * bytes));
         for (int r = 0; r < size(); ++r) {
@@ -85,8 +85,8 @@ class GlooCommunicator : public Communicator {
     return absl::OkStatus();
   }
 
-  // Reduce-scatter, then all-gather: rank r sums slice r of everybody, in rank order, and hands out the rounded sum. The
-  // same additions as ReduceDirect, so the same bits.
+  // Reduce-scatter, then all-gather: rank r sums slice r of everybody, in rank order, and hands out the rounded sum.
+  // The same additions as ReduceDirect, so the same bits.
   absl::Status ReduceInSlices(uint8_t* data, int64_t count, DType dtype) {
     const int64_t element = SizeOf(dtype);
     const int64_t slice = (count + size() - 1) / size();
@@ -125,7 +125,8 @@ class GlooCommunicator : public Communicator {
 
 class PendingGlooCommunicator : public PendingCommunicator {
  public:
-  explicit PendingGlooCommunicator(std::unique_ptr<GlooMesh> mesh) : mesh_(std::move(mesh)), endpoint_(mesh_->endpoint()) {}
+  explicit PendingGlooCommunicator(std::unique_ptr<GlooMesh> mesh)
+      : mesh_(std::move(mesh)), endpoint_(mesh_->endpoint()) {}
 
   std::string endpoint() const override { return endpoint_; }
 

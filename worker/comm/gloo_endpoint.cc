@@ -13,7 +13,8 @@ namespace nibble {
 namespace {
 
 // Layout, integers little-endian: magic[8], u32 rank, u32 size, u32 chunk_bytes, then size - 1 addresses of
-// u8 family (4 or 6), u8[16] address, u16 port, u32 scope, i64 sequence. The last character of the magic is the version.
+// u8 family (4 or 6), u8[16] address, u16 port, u32 scope, i64 sequence. The last character of the magic is the
+// version.
 constexpr char kMagic[] = "NBLGLOO1";
 constexpr size_t kMagicBytes = sizeof(kMagic) - 1;
 constexpr size_t kHeaderBytes = kMagicBytes + 12;
@@ -56,7 +57,8 @@ void AppendAddress(const GlooAddress& address, std::string* out) {
 absl::StatusOr<GlooAddress> ParseAddress(const char* at) {
   const int family = static_cast<uint8_t>(at[0]);
   const uint16_t port = static_cast<uint16_t>(ReadInteger(at + 17, 2));
-  if (family != 4 && family != 6) return absl::InvalidArgumentError(absl::StrCat("address family is ", family, ", must be 4 or 6"));
+  if (family != 4 && family != 6)
+    return absl::InvalidArgumentError(absl::StrCat("address family is ", family, ", must be 4 or 6"));
   if (port == 0) return absl::InvalidArgumentError("address has port 0");
   GlooAddress address;
   if (family == 4) {
@@ -90,7 +92,8 @@ std::string EncodeEndpoint(const GlooEndpoint& endpoint) {
 
 absl::StatusOr<GlooEndpoint> ParseEndpoint(std::string_view bytes) {
   if (bytes.size() < kHeaderBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoint has ", bytes.size(), " bytes, fewer than its header of ", kHeaderBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoint has ", bytes.size(), " bytes, fewer than its header of ", kHeaderBytes));
   }
   if (bytes.substr(0, kMagicBytes) != std::string_view(kMagic, kMagicBytes)) {
     return absl::InvalidArgumentError("endpoint does not start with NBLGLOO1: another backend or another version");
@@ -100,10 +103,12 @@ absl::StatusOr<GlooEndpoint> ParseEndpoint(std::string_view bytes) {
   endpoint.size = static_cast<uint32_t>(ReadInteger(bytes.data() + kMagicBytes + 4, 4));
   endpoint.chunk_bytes = static_cast<uint32_t>(ReadInteger(bytes.data() + kMagicBytes + 8, 4));
   if (endpoint.size < 2 || endpoint.size > static_cast<uint32_t>(kMaxRanks)) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoint of a group of ", endpoint.size, " ranks, must be 2..", kMaxRanks));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoint of a group of ", endpoint.size, " ranks, must be 2..", kMaxRanks));
   }
   if (endpoint.rank >= endpoint.size) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoint of rank ", endpoint.rank, " in a group of ", endpoint.size));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoint of rank ", endpoint.rank, " in a group of ", endpoint.size));
   }
   const size_t wanted = kHeaderBytes + (endpoint.size - 1) * kAddressBytes;
   if (bytes.size() != wanted) {

@@ -77,7 +77,7 @@ class Watchdog {
   std::mutex mutex_;
   std::condition_variable stopped_;
   bool stop_ = false;
-  std::thread thread_;   // last: started when the rest exists
+  std::thread thread_;  // last: started when the rest exists
 };
 
 // FNV-1a: the same on every machine, unlike absl::Hash.
@@ -107,12 +107,13 @@ std::vector<int> DuplicateConnectedSockets(std::span<const sockaddr_storage> add
   DIR* dir = opendir("/proc/self/fd");
   if (dir == nullptr) return sockets;
   while (const dirent* entry = readdir(dir)) {
-    const int fd = std::atoi(entry->d_name);   // "." and ".." read as 0, which is no socket of ours
+    const int fd = std::atoi(entry->d_name);  // "." and ".." read as 0, which is no socket of ours
     sockaddr_storage own = {}, other = {};
     socklen_t own_bytes = sizeof(own), other_bytes = sizeof(other);
     if (getsockname(fd, reinterpret_cast<sockaddr*>(&own), &own_bytes) != 0) continue;
     if (getpeername(fd, reinterpret_cast<sockaddr*>(&other), &other_bytes) != 0) continue;
-    if (std::any_of(addresses.begin(), addresses.end(), [&](const auto& a) { return SameAddress(a, own); })) sockets.push_back(fd);
+    if (std::any_of(addresses.begin(), addresses.end(), [&](const auto& a) { return SameAddress(a, own); }))
+      sockets.push_back(fd);
   }
   closedir(dir);
   // Only now: the directory would list the duplicates as well.
@@ -133,7 +134,7 @@ struct GlooMesh::Peer {
   };
   std::vector<Line> send_memory{kPlaces * kPlaceBytes / sizeof(Line)};
   std::vector<Line> receive_memory{kPlaces * kPlaceBytes / sizeof(Line)};
-  std::string name;   // "rank 1 at [127.0.0.1]:4711", for messages
+  std::string name;  // "rank 1 at [127.0.0.1]:4711", for messages
   std::unique_ptr<::gloo::transport::Buffer> send;
   std::unique_ptr<::gloo::transport::Buffer> receive;
 
@@ -151,7 +152,8 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Open(int rank, int size, con
   IgnoreSigpipe();
   auto mesh = std::unique_ptr<GlooMesh>(new GlooMesh(rank, size, timeout));
   try {
-    mesh->context_ = ::gloo::transport::tcp::CreateDevice(::gloo::transport::tcp::attr(host.c_str()))->createContext(rank, size);
+    mesh->context_ =
+        ::gloo::transport::tcp::CreateDevice(::gloo::transport::tcp::attr(host.c_str()))->createContext(rank, size);
     mesh->context_->setTimeout(timeout);
     for (int p = 0; p < size; ++p) {
       if (p == rank) continue;
@@ -172,7 +174,7 @@ absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Open(int rank, int size, con
 
 GlooMesh::~GlooMesh() {
   for (const int socket : sockets_) close(socket);
-  ClosePairs();   // Gloo's thread must have let go of the pairs before the buffers it writes to are freed
+  ClosePairs();  // Gloo's thread must have let go of the pairs before the buffers it writes to are freed
   for (auto& peer : peers_) peer.reset();
 }
 
@@ -208,7 +210,8 @@ absl::Status GlooMesh::Connect(std::span<const std::string> endpoints) {
   NIBBLE_RETURN_IF_ERROR(Round(hello, std::vector<size_t>(size_, sizeof(hash))));
   for (int p = 0; p < size_; ++p) {
     if (p != rank_ && std::memcmp(received(p), &hash, sizeof(hash)) != 0) {
-      return Fail(absl::UnavailableError(absl::StrCat(peers_[p]->name, " connected with other endpoints than this rank")));
+      return Fail(
+          absl::UnavailableError(absl::StrCat(peers_[p]->name, " connected with other endpoints than this rank")));
     }
   }
   return absl::OkStatus();
@@ -216,15 +219,16 @@ absl::Status GlooMesh::Connect(std::span<const std::string> endpoints) {
 
 absl::Status GlooMesh::ConnectPairs(std::span<const std::string> endpoints) {
   if (endpoints.size() != static_cast<size_t>(size_)) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoints has ", endpoints.size(), " entries, the group has ", size_, " ranks"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoints has ", endpoints.size(), " entries, the group has ", size_, " ranks"));
   }
   std::vector<GlooAddress> addresses(size_);
   for (int p = 0; p < size_; ++p) {
     auto endpoint = ParseEndpoint(endpoints[p]);
     if (!endpoint.ok()) return Annotate(endpoint.status(), absl::StrCat("endpoints[", p, "]"));
     if (endpoint->rank != static_cast<uint32_t>(p) || endpoint->size != static_cast<uint32_t>(size_)) {
-      return absl::InvalidArgumentError(absl::StrCat("endpoints[", p, "] is of rank ", endpoint->rank, " of ", endpoint->size,
-                                                     ", must be of rank ", p, " of ", size_));
+      return absl::InvalidArgumentError(absl::StrCat("endpoints[", p, "] is of rank ", endpoint->rank, " of ",
+                                                     endpoint->size, ", must be of rank ", p, " of ", size_));
     }
     if (endpoint->chunk_bytes != kChunkBytes) {
       return absl::InvalidArgumentError(absl::StrCat("endpoints[", p, "] has messages of ", endpoint->chunk_bytes,
@@ -237,7 +241,7 @@ absl::Status GlooMesh::ConnectPairs(std::span<const std::string> endpoints) {
   }
 
   const Clock::time_point start = Clock::now();
-  const Watchdog watchdog(timeout_, [this] { ClosePairs(); });   // Gloo waits five times the timeout
+  const Watchdog watchdog(timeout_, [this] { ClosePairs(); });  // Gloo waits five times the timeout
   int p = 0;
   for (p = 0; p < size_; ++p) {
     if (p == rank_) continue;
@@ -264,7 +268,8 @@ absl::Status GlooMesh::ConnectPairs(std::span<const std::string> endpoints) {
   }
   sockets_ = DuplicateConnectedSockets(own);
   if (sockets_.size() != own.size()) {
-    return Fail(absl::UnavailableError(absl::StrCat("found ", sockets_.size(), " of ", own.size(), " sockets: a peer is gone, or too many open files")));
+    return Fail(absl::UnavailableError(absl::StrCat("found ", sockets_.size(), " of ", own.size(),
+                                                    " sockets: a peer is gone, or too many open files")));
   }
   return absl::OkStatus();
 }
@@ -293,8 +298,9 @@ absl::Status GlooMesh::Round(std::span<const Message> send, std::span<const size
       MessageHeader header;
       std::memcpy(&header, peers_[p]->receive_place(round_), sizeof(header));
       if (header.round != round_ || header.bytes != expected_bytes[p]) {
-        return Fail(absl::InternalError(absl::StrCat(peers_[p]->name, " sent ", header.bytes, " bytes in round ", header.round, ", expected ",
-                                                     expected_bytes[p], " bytes in round ", round_, ": the ranks' plans differ")));
+        return Fail(absl::InternalError(absl::StrCat(peers_[p]->name, " sent ", header.bytes, " bytes in round ",
+                                                     header.round, ", expected ", expected_bytes[p], " bytes in round ",
+                                                     round_, ": the ranks' plans differ")));
       }
     }
     for (p = 0; p < size_; ++p) {
@@ -316,8 +322,9 @@ void GlooMesh::Abort(std::string_view reason) {
 
 absl::Status GlooMesh::Fail(const std::string& peer, const std::string& what, Clock::time_point start) {
   // Gloo has one exception class for everything; time tells a hanging peer from a gone one.
-  const bool timed_out = Clock::now() - start >= timeout_ * 9 / 10;   // the kernel's timers are coarse
-  return Fail(timed_out ? absl::DeadlineExceededError(absl::StrCat(peer, " did not answer within ", timeout_.count(), " ms: ", what))
+  const bool timed_out = Clock::now() - start >= timeout_ * 9 / 10;  // the kernel's timers are coarse
+  return Fail(timed_out ? absl::DeadlineExceededError(
+                              absl::StrCat(peer, " did not answer within ", timeout_.count(), " ms: ", what))
                         : absl::UnavailableError(absl::StrCat(peer, ": ", what)));
 }
 

@@ -1,9 +1,9 @@
-// A full mesh of Gloo TCP pairs and one primitive over it: a round, in which every rank sends one message to every other
-// rank. Gloo's own collectives cost a ring of rendezvous messages each; a round is one hop, one write and one read per
-// peer, because the receive buffers are registered once and every message goes to a known place in them.
+// A full mesh of Gloo TCP pairs and one primitive over it: a round, in which every rank sends one message to every
+// other rank. Gloo's own collectives cost a ring of rendezvous messages each; a round is one hop, one write and one
+// read per peer, because the receive buffers are registered once and every message goes to a known place in them.
 //
-// Gloo reports by exceptions; they end here. Whoever reaches the listening ports can disturb a group (Gloo's traffic is neither
-// encrypted nor authenticated): keep them on a private network.
+// Gloo reports by exceptions; they end here. Whoever reaches the listening ports can disturb a group (Gloo's traffic is
+// neither encrypted nor authenticated): keep them on a private network.
 #pragma once
 
 #include <chrono>
@@ -33,7 +33,7 @@ class GlooMesh {
 
   struct Message {
     const void* data = nullptr;
-    size_t bytes = 0;   // ≤ kChunkBytes
+    size_t bytes = 0;  // ≤ kChunkBytes
   };
 
   // Opens one pair per peer. UNAVAILABLE when host is no address of this machine.
@@ -50,8 +50,8 @@ class GlooMesh {
   // Collective. INVALID_ARGUMENT for endpoints no rank of this group can have published.
   absl::Status Connect(std::span<const std::string> endpoints);
 
-  // Collective. send[p] goes to rank p (send[rank] is ignored) and expected_bytes[p] bytes arrive from it. INTERNAL when a
-  // peer is in another round or sends another size: the ranks executed different plans.
+  // Collective. send[p] goes to rank p (send[rank] is ignored) and expected_bytes[p] bytes arrive from it. INTERNAL
+  // when a peer is in another round or sends another size: the ranks executed different plans.
   absl::Status Round(std::span<const Message> send, std::span<const size_t> expected_bytes);
   // What rank p sent in the last round, 64-byte aligned. Valid until the next round.
   const uint8_t* received(int peer) const;
@@ -76,13 +76,14 @@ class GlooMesh {
   const std::chrono::milliseconds timeout_;
   uint64_t round_ = 0;
   std::shared_ptr<::gloo::transport::Context> context_;
-  std::vector<std::unique_ptr<Peer>> peers_;   // [size], null at rank
+  std::vector<std::unique_ptr<Peer>> peers_;  // [size], null at rank
   // Duplicates of the connections. Gloo cannot wake a thread that waits for a message; shutting the connection down
-  // can. Duplicates, because Gloo closes its own descriptors when it likes, and the number may be another file's by then.
+  // can. Duplicates, because Gloo closes its own descriptors when it likes, and the number may be another file's by
+  // then.
   std::vector<int> sockets_;
 
   mutable std::mutex mutex_;
-  absl::Status status_;                        // guarded by mutex_; the first failure or Abort, sticky
+  absl::Status status_;  // guarded by mutex_; the first failure or Abort, sticky
 };
 
 }  // namespace nibble

@@ -12,7 +12,7 @@ namespace nibble {
 
 // out[i] = parts[0][i] + parts[1][i] + ..., in f32, left to right, one rounding to dtype. out may be one of the parts.
 inline void SumInRankOrder(std::span<const void* const> parts, DType dtype, int64_t count, void* out) {
-  constexpr int64_t kStrip = 512;   // accumulators that stay in the first-level cache
+  constexpr int64_t kStrip = 512;  // accumulators that stay in the first-level cache
   float sum[kStrip];
   for (int64_t begin = 0; begin < count; begin += kStrip) {
     const int64_t n = std::min(kStrip, count - begin);

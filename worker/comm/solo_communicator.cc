@@ -44,7 +44,8 @@ class PendingSoloCommunicator : public PendingCommunicator {
 
   absl::StatusOr<std::unique_ptr<Communicator>> Connect(std::span<const std::string> endpoints) override {
     if (endpoints.size() != 1) {
-      return absl::InvalidArgumentError(absl::StrCat("endpoints has ", endpoints.size(), " entries, the group has 1 rank"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("endpoints has ", endpoints.size(), " entries, the group has 1 rank"));
     }
     if (endpoints[0] != endpoint()) {
       return absl::InvalidArgumentError("endpoints[0] is not the endpoint this rank published");

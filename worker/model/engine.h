@@ -15,9 +15,9 @@
 namespace nibble {
 
 struct EngineLimits {
-  int64_t kv_memory_bytes = 0;    // budget of this rank's page pool
-  int64_t max_sequences = 0;      // slots
-  int64_t max_step_tokens = 0;    // rows of one plan
+  int64_t kv_memory_bytes = 0;  // budget of this rank's page pool
+  int64_t max_sequences = 0;    // slots
+  int64_t max_step_tokens = 0;  // rows of one plan
 };
 
 class Engine {
@@ -25,7 +25,7 @@ class Engine {
   virtual ~Engine() = default;
 
   virtual int64_t num_pages() const = 0;
-  virtual int64_t kv_page_bytes() const = 0;   // of this rank, all layers
+  virtual int64_t kv_page_bytes() const = 0;  // of this rank, all layers
 
   // Drops every sequence: all slots free, all pages free.
   virtual void Reset() = 0;
@@ -36,8 +36,9 @@ class Engine {
   virtual absl::Status Execute(const v1::StepPlan& plan, v1::StepResult* result) = 0;
 };
 
-// A rank's weights and arithmetic, before it has joined a group (worker/model/weights.h). Loading is slow and depends on
-// rank and size only, so a service keeps the model over several groups. At most one engine at a time runs on a model.
+// A rank's weights and arithmetic, before it has joined a group (worker/model/weights.h). Loading is slow and depends
+// on rank and size only, so a service keeps the model over several groups. At most one engine at a time runs on a
+// model.
 class Model;
 
 // INVALID_ARGUMENT when the model cannot be cut into world_size shards, or what Checkpoint reports for a bad tensor.

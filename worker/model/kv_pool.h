@@ -1,5 +1,5 @@
-// The pages of a rank's KV cache: one allocation, a layer's pages after the other's. Who holds which page is the router's
-// knowledge; here a page is memory.
+// The pages of a rank's KV cache: one allocation, a layer's pages after the other's. Who holds which page is the
+// router's knowledge; here a page is memory.
 #pragma once
 
 #include <algorithm>
@@ -24,18 +24,21 @@ class KvPool {
     pool.num_layers_ = num_layers;
     pool.num_pages_ = std::min<int64_t>(budget_bytes / pool.page_bytes(), std::numeric_limits<int32_t>::max());
     if (pool.num_pages_ < 1) {
-      return absl::ResourceExhaustedError(absl::StrCat("kv_memory_bytes is ", budget_bytes, ", one KV page of ", kPageTokens,
-                                                       " tokens needs ", pool.page_bytes(), " bytes on this rank"));
+      return absl::ResourceExhaustedError(absl::StrCat("kv_memory_bytes is ", budget_bytes, ", one KV page of ",
+                                                       kPageTokens, " tokens needs ", pool.page_bytes(),
+                                                       " bytes on this rank"));
     }
     NIBBLE_ASSIGN_OR_RETURN(pool.memory_, ops.Allocate(static_cast<size_t>(pool.num_pages_ * pool.page_bytes())));
     return pool;
   }
 
   int64_t num_pages() const { return num_pages_; }
-  int64_t page_bytes() const { return num_layers_ * layout_.page_bytes(); }   // all layers
+  int64_t page_bytes() const { return num_layers_ * layout_.page_bytes(); }  // all layers
 
   KvPages layer(int64_t index) const {
-    return {.data = memory_.as<uint8_t>() + index * num_pages_ * layout_.page_bytes(), .num_pages = num_pages_, .layout = layout_};
+    return {.data = memory_.as<uint8_t>() + index * num_pages_ * layout_.page_bytes(),
+            .num_pages = num_pages_,
+            .layout = layout_};
   }
 
   // Makes every stored scale, zero and value a NaN, so that reading a position nobody wrote shows.

@@ -33,20 +33,35 @@ absl::Status Llama::Forward(const Input& input) {
   const Rows attention = Activations(attention_, t, model_.q_heads * d);
   const Rows gate_up = Activations(gate_up_, t, 2 * model_.intermediate_size);
 
-  ops_.Embed({.token_ids = input.token_ids, .slot_tokens = input.slot_tokens, .table = model_.embedding.as<BF16>(),
-              .vocab = config.vocab_size, .out = residual});
-  const Rows* pending = nullptr;   // delta of the layer before
+  ops_.Embed({.token_ids = input.token_ids,
+              .slot_tokens = input.slot_tokens,
+              .table = model_.embedding.as<BF16>(),
+              .vocab = config.vocab_size,
+              .out = residual});
+  const Rows* pending = nullptr;  // delta of the layer before
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const LayerWeights& w = model_.layers[static_cast<size_t>(i)];
     const KvPages pages = pool_.layer(i);
 
     LinearInput* x = Coded(w.qkv_input, t);
-    ops_.AddNormQuantize({.residual = residual, .delta = pending, .weight = w.input_norm.as<BF16>(), .eps = eps,
-                          .coding = &w.qkv_input.coding, .out = x});
+    ops_.AddNormQuantize({.residual = residual,
+                          .delta = pending,
+                          .weight = w.input_norm.as<BF16>(),
+                          .eps = eps,
+                          .coding = &w.qkv_input.coding,
+                          .out = x});
     Linear(x, w.qkv, qkv);
-    ops_.RopeAppend({.step = step, .qkv = qkv, .q_heads = model_.q_heads, .cos_sin = model_.rope.as<float>(),
-                     .max_positions = config.max_position_embeddings, .pages = pages});
-    ops_.Attention({.step = step, .qkv = qkv, .q_heads = model_.q_heads, .pages = pages, .scale = attention_scale,
+    ops_.RopeAppend({.step = step,
+                     .qkv = qkv,
+                     .q_heads = model_.q_heads,
+                     .cos_sin = model_.rope.as<float>(),
+                     .max_positions = config.max_position_embeddings,
+                     .pages = pages});
+    ops_.Attention({.step = step,
+                    .qkv = qkv,
+                    .q_heads = model_.q_heads,
+                    .pages = pages,
+                    .scale = attention_scale,
                     .out = attention});
     x = Coded(w.o_input, t);
     ops_.Quantize({.in = attention, .coding = &w.o_input.coding, .out = x});
@@ -54,8 +69,12 @@ absl::Status Llama::Forward(const Input& input) {
     NIBBLE_RETURN_IF_ERROR(AllReduce(delta));
 
     x = Coded(w.gate_up_input, t);
-    ops_.AddNormQuantize({.residual = residual, .delta = &delta, .weight = w.post_attention_norm.as<BF16>(), .eps = eps,
-                          .coding = &w.gate_up_input.coding, .out = x});
+    ops_.AddNormQuantize({.residual = residual,
+                          .delta = &delta,
+                          .weight = w.post_attention_norm.as<BF16>(),
+                          .eps = eps,
+                          .coding = &w.gate_up_input.coding,
+                          .out = x});
     Linear(x, w.gate_up, gate_up);
     x = Coded(w.down_input, t);
     ops_.SiluMulQuantize({.gate_up = gate_up, .coding = &w.down_input.coding, .out = x});
@@ -77,14 +96,17 @@ absl::StatusOr<const float*> Llama::Logits(const int32_t* row_index, int64_t cou
   LinearInput* x = Coded(model_.head_input, count);
   ops_.AddNormQuantize({.residual = Activations(residual_, rows_, config.hidden_size),
                         .delta = std::exchange(delta_pending_, false) ? &delta : nullptr,
-                        .weight = model_.final_norm.as<BF16>(), .eps = static_cast<float>(config.rms_norm_eps),
-                        .row_index = row_index, .coding = &model_.head_input.coding, .out = x});
+                        .weight = model_.final_norm.as<BF16>(),
+                        .eps = static_cast<float>(config.rms_norm_eps),
+                        .row_index = row_index,
+                        .coding = &model_.head_input.coding,
+                        .out = x});
   const Buffer& out = cut ? shard_logits_ : logits_;
   Linear(x, model_.head, {.data = out.data(), .dtype = DType::kF32, .rows = count, .cols = model_.head_columns});
   if (cut) {
     const auto start = std::chrono::steady_clock::now();
-    const absl::Status status =
-        communicator_.AllGather(shard_logits_.data(), count, static_cast<size_t>(model_.head_columns) * sizeof(float), logits_.data());
+    const absl::Status status = communicator_.AllGather(
+        shard_logits_.data(), count, static_cast<size_t>(model_.head_columns) * sizeof(float), logits_.data());
     collective_time_ += std::chrono::steady_clock::now() - start;
     NIBBLE_RETURN_IF_ERROR(status);
   }
@@ -135,13 +157,14 @@ absl::Status Llama::Allocate() {
       {&qkv_, t * (model_.q_heads + 2 * model_.kv_heads) * d * element},
       {&attention_, t * model_.q_heads * d * element},
       {&gate_up_, t * 2 * model_.intermediate_size * element},
-      {&dense_, (quantized ? limits_.logit_rows * h : t * widest) * element},   // lm_head is dense in every checkpoint
+      {&dense_, (quantized ? limits_.logit_rows * h : t * widest) * element},  // lm_head is dense in every checkpoint
       {&codes_, quantized ? t * widest : 0},
       {&scales_, quantized ? t * static_cast<int64_t>(sizeof(float)) : 0},
       {&code_sums_, quantized ? t * static_cast<int64_t>(sizeof(int32_t)) : 0},
       {&exponents_, quantized ? t * widest / kBlock : 0},
       {&shard_logits_, model_.head_columns < config.vocab_size
-                           ? limits_.logit_rows * model_.head_columns * static_cast<int64_t>(sizeof(float)) : 0},
+                           ? limits_.logit_rows * model_.head_columns * static_cast<int64_t>(sizeof(float))
+                           : 0},
       {&logits_, limits_.logit_rows * config.vocab_size * static_cast<int64_t>(sizeof(float))},
   };
   for (const auto& [buffer, bytes] : buffers) {

@@ -31,13 +31,16 @@ absl::Status CheckRange(const char* field, int64_t value, int64_t max) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(std::shared_ptr<const Model> model, std::shared_ptr<Communicator> communicator,
+absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(std::shared_ptr<const Model> model,
+                                                     std::shared_ptr<Communicator> communicator,
                                                      const EngineLimits& limits) {
-  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, Runner::Create(std::move(model), std::move(communicator), limits));
+  NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
+                          Runner::Create(std::move(model), std::move(communicator), limits));
   return runner;
 }
 
-absl::StatusOr<std::unique_ptr<Runner>> Runner::Create(std::shared_ptr<const Model> model, std::shared_ptr<Communicator> communicator,
+absl::StatusOr<std::unique_ptr<Runner>> Runner::Create(std::shared_ptr<const Model> model,
+                                                       std::shared_ptr<Communicator> communicator,
                                                        const EngineLimits& limits) {
   NIBBLE_CHECK(model != nullptr && communicator != nullptr);
   NIBBLE_CHECK_EQ(communicator->rank(), model->rank);
@@ -45,20 +48,22 @@ absl::StatusOr<std::unique_ptr<Runner>> Runner::Create(std::shared_ptr<const Mod
   NIBBLE_RETURN_IF_ERROR(CheckRange("max_sequences", limits.max_sequences, kMaxSequences));
   NIBBLE_RETURN_IF_ERROR(CheckRange("max_step_tokens", limits.max_step_tokens, kMaxStepTokens));
   NIBBLE_RETURN_IF_ERROR(CheckRange("kv_memory_bytes", limits.kv_memory_bytes, int64_t{1} << 50));
-  NIBBLE_ASSIGN_OR_RETURN(KvPool pool, KvPool::Create(*model->ops, model->kv_layout(), model->config.num_layers, limits.kv_memory_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(
+      KvPool pool, KvPool::Create(*model->ops, model->kv_layout(), model->config.num_layers, limits.kv_memory_bytes));
   const SlotLimits slot_limits = {.max_sequences = limits.max_sequences,
                                   .max_step_tokens = limits.max_step_tokens,
                                   .max_context_tokens = model->config.max_position_embeddings,
                                   .num_pages = pool.num_pages(),
                                   .vocab_size = model->config.vocab_size};
-  auto runner = std::unique_ptr<Runner>(new Runner(std::move(model), std::move(communicator), std::move(pool), limits, slot_limits));
+  auto runner = std::unique_ptr<Runner>(
+      new Runner(std::move(model), std::move(communicator), std::move(pool), limits, slot_limits));
   NIBBLE_RETURN_IF_ERROR(runner->Allocate());
   runner->Reset();
   return runner;
 }
 
-Runner::Runner(std::shared_ptr<const Model> model, std::shared_ptr<Communicator> communicator, KvPool pool, const EngineLimits& limits,
-               const SlotLimits& slot_limits)
+Runner::Runner(std::shared_ptr<const Model> model, std::shared_ptr<Communicator> communicator, KvPool pool,
+               const EngineLimits& limits, const SlotLimits& slot_limits)
     : model_(std::move(model)),
       ops_(*model_->ops),
       communicator_(std::move(communicator)),
@@ -74,7 +79,7 @@ absl::Status Runner::Allocate() {
   const int64_t context = model_->config.max_position_embeddings;
   const int64_t sequences = std::min(t, slots);
   const int64_t context_pages = (context + kPageTokens - 1) / kPageTokens;
-  const int64_t inputs = 4 * t + sequences + 1 + sequences * context_pages;   // see UploadBatch
+  const int64_t inputs = 4 * t + sequences + 1 + sequences * context_pages;  // see UploadBatch
   staging_.reserve(static_cast<size_t>(inputs));
   sample_rows_.reserve(static_cast<size_t>(logit_rows));
   const struct {
@@ -214,8 +219,10 @@ void Runner::ReportRows(int64_t begin, int64_t count, v1::StepResult* result) {
     to.resize(static_cast<size_t>(count * per_row));
     ops_.Download(to.data(), from.data(), to.size() * sizeof(T));
   };
-  const bool any_logprobs = std::any_of(rows.begin(), rows.end(), [](const LogitRow& r) { return r.sample.num_logprobs >= 0; });
-  const bool any_top = std::any_of(rows.begin(), rows.end(), [](const LogitRow& r) { return r.sample.num_logprobs > 0; });
+  const bool any_logprobs =
+      std::any_of(rows.begin(), rows.end(), [](const LogitRow& r) { return r.sample.num_logprobs >= 0; });
+  const bool any_top =
+      std::any_of(rows.begin(), rows.end(), [](const LogitRow& r) { return r.sample.num_logprobs > 0; });
   std::vector<int32_t> token_ids, top_ids;
   std::vector<float> logprobs, top_logprobs;
   download(token_ids, token_ids_, 1, true);

@@ -16,8 +16,8 @@ inline constexpr int64_t kMaxBiasedIds = 1024;
 inline constexpr int64_t kMaxSuppressedIds = 1024;
 
 struct SamplingParams {
-  SampleRow row;                 // everything that stays the same from step to step
-  bool penalized = false;        // needs a history of its tokens
+  SampleRow row;           // everything that stays the same from step to step
+  bool penalized = false;  // needs a history of its tokens
   bool prompt_logprobs = false;
   int32_t num_top_prompt_logprobs = 0;
   int64_t min_tokens = 0;
@@ -27,6 +27,7 @@ struct SamplingParams {
 };
 
 // INVALID_ARGUMENT with field (after prefix), value and limit.
-absl::StatusOr<SamplingParams> ParseSampling(const v1::StepSampling& sampling, int64_t vocab_size, const std::string& prefix);
+absl::StatusOr<SamplingParams> ParseSampling(const v1::StepSampling& sampling, int64_t vocab_size,
+                                             const std::string& prefix);
 
 }  // namespace nibble

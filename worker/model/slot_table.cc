@@ -22,7 +22,10 @@ int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageToke
 }  // namespace
 
 SlotTable::SlotTable(const SlotLimits& limits)
-    : limits_(limits), max_pages_(PagesFor(limits.max_context_tokens)), slots_(limits.max_sequences), scheduled_(limits.max_sequences) {}
+    : limits_(limits),
+      max_pages_(PagesFor(limits.max_context_tokens)),
+      slots_(limits.max_sequences),
+      scheduled_(limits.max_sequences) {}
 
 void SlotTable::Reset() {
   std::fill(slots_.begin(), slots_.end(), std::nullopt);
@@ -31,7 +34,8 @@ void SlotTable::Reset() {
 
 absl::Status SlotTable::Apply(const v1::StepPlan& plan, StepBatch* batch) {
   if (plan.step() == 0) return Bad("step is 0, steps count from 1");
-  if (last_step_ != 0 && plan.step() != last_step_ + 1) return Bad("step is ", plan.step(), ", must follow ", last_step_);
+  if (last_step_ != 0 && plan.step() != last_step_ + 1)
+    return Bad("step is ", plan.step(), ", must follow ", last_step_);
   last_step_ = plan.step();
 
   batch->token_ids.clear();
@@ -75,7 +79,8 @@ absl::Status SlotTable::Start(const v1::StepPlan& plan, StepBatch* batch) {
   for (int i = 0; i < plan.start_size(); ++i) {
     const v1::StartSequence& start = plan.start(i);
     const std::string at = absl::StrCat("start[", i, "].");
-    if (start.slot() >= slots_.size()) return Bad(at, "slot is ", start.slot(), ", there are ", slots_.size(), " slots");
+    if (start.slot() >= slots_.size())
+      return Bad(at, "slot is ", start.slot(), ", there are ", slots_.size(), " slots");
     if (slots_[start.slot()]) return Bad(at, "slot is ", start.slot(), ", which is in use");
     const int64_t count = start.token_ids_size();
     if (count == 0) return Bad(at, "token_ids is empty");
@@ -84,7 +89,8 @@ absl::Status SlotTable::Start(const v1::StepPlan& plan, StepBatch* batch) {
     }
     for (int64_t t = 0; t < count; ++t) {
       if (start.token_ids(static_cast<int>(t)) >= limits_.vocab_size) {
-        return Bad(at, "token_ids[", t, "] is ", start.token_ids(static_cast<int>(t)), ", the vocabulary has ", limits_.vocab_size, " tokens");
+        return Bad(at, "token_ids[", t, "] is ", start.token_ids(static_cast<int>(t)), ", the vocabulary has ",
+                   limits_.vocab_size, " tokens");
       }
     }
     if (start.num_prompt_tokens() > count) {
@@ -92,13 +98,16 @@ absl::Status SlotTable::Start(const v1::StepPlan& plan, StepBatch* batch) {
     }
     NIBBLE_RETURN_IF_ERROR(CheckPages(at + "page_ids", start.page_ids(), /*held=*/0));
     const int64_t cached = start.num_cached_tokens();
-    if (cached % kPageTokens != 0) return Bad(at, "num_cached_tokens is ", cached, ", must be a multiple of ", kPageTokens);
-    if (cached >= count) return Bad(at, "num_cached_tokens is ", cached, ", at least one of ", count, " tokens must be left to compute");
+    if (cached % kPageTokens != 0)
+      return Bad(at, "num_cached_tokens is ", cached, ", must be a multiple of ", kPageTokens);
+    if (cached >= count)
+      return Bad(at, "num_cached_tokens is ", cached, ", at least one of ", count, " tokens must be left to compute");
     if (cached > start.page_ids_size() * kPageTokens) {
       return Bad(at, "num_cached_tokens is ", cached, ", page_ids hold ", start.page_ids_size() * kPageTokens);
     }
     if (!start.has_sampling()) return Bad(at, "sampling is missing");
-    NIBBLE_ASSIGN_OR_RETURN(SamplingParams sampling, ParseSampling(start.sampling(), limits_.vocab_size, at + "sampling."));
+    NIBBLE_ASSIGN_OR_RETURN(SamplingParams sampling,
+                            ParseSampling(start.sampling(), limits_.vocab_size, at + "sampling."));
 
     Slot slot;
     slot.token_ids.assign(start.token_ids().begin(), start.token_ids().end());
@@ -123,7 +132,8 @@ absl::Status SlotTable::AppendPages(const v1::StepPlan& plan) {
       return Bad(Element("page_ids", i), " is ", plan.page_ids(i), ", the pool has ", limits_.num_pages, " pages");
     }
     if (static_cast<int64_t>(slot->pages.size()) >= max_pages_) {
-      return Bad(Element("page_slots", i), ": slot ", plan.page_slots(i), " already holds the ", max_pages_, " pages of a full context");
+      return Bad(Element("page_slots", i), ": slot ", plan.page_slots(i), " already holds the ", max_pages_,
+                 " pages of a full context");
     }
     slot->pages.push_back(static_cast<int32_t>(plan.page_ids(i)));
   }
@@ -145,7 +155,8 @@ absl::Status SlotTable::AddPrefill(const v1::StepPlan& plan, int index, StepBatc
   const int32_t slot_index = static_cast<int32_t>(chunk.slot());
   const int32_t begin = static_cast<int32_t>(batch->rows());
   NIBBLE_RETURN_IF_ERROR(AddSequence(at + "slot", slot_index, count, batch));
-  batch->token_ids.insert(batch->token_ids.end(), slot->token_ids.begin() + first, slot->token_ids.begin() + first + count);
+  batch->token_ids.insert(batch->token_ids.end(), slot->token_ids.begin() + first,
+                          slot->token_ids.begin() + first + count);
 
   // A prompt position is scored by the row before it. Tokens after the prompt were scored when they were sampled.
   if (slot->sampling.prompt_logprobs) {
@@ -175,7 +186,8 @@ absl::Status SlotTable::AddDecode(const v1::StepPlan& plan, int index, StepBatch
 
 absl::Status SlotTable::AddSequence(const std::string& field, int32_t slot_index, int64_t count, StepBatch* batch) {
   Slot& slot = *slots_[static_cast<size_t>(slot_index)];
-  if (scheduled_[static_cast<size_t>(slot_index)]) return Bad(field, " is ", slot_index, ", which has rows in this plan already");
+  if (scheduled_[static_cast<size_t>(slot_index)])
+    return Bad(field, " is ", slot_index, ", which has rows in this plan already");
   scheduled_[static_cast<size_t>(slot_index)] = true;
   const int64_t rows = batch->rows() + count;
   if (rows > limits_.max_step_tokens) {
@@ -183,10 +195,12 @@ absl::Status SlotTable::AddSequence(const std::string& field, int32_t slot_index
   }
   const int64_t end = slot.cached_tokens + count;
   if (end > limits_.max_context_tokens) {
-    return Bad(field, " is ", slot_index, ", whose next row would be at position ", end - 1, ", the model's context has ", limits_.max_context_tokens);
+    return Bad(field, " is ", slot_index, ", whose next row would be at position ", end - 1,
+               ", the model's context has ", limits_.max_context_tokens);
   }
   if (end > static_cast<int64_t>(slot.pages.size()) * kPageTokens) {
-    return Bad(field, " is ", slot_index, ", whose ", slot.pages.size(), " pages hold fewer than the ", end, " tokens it would have");
+    return Bad(field, " is ", slot_index, ", whose ", slot.pages.size(), " pages hold fewer than the ", end,
+               " tokens it would have");
   }
   const int32_t sequence = static_cast<int32_t>(batch->sequences());
   for (int64_t p = slot.cached_tokens; p < end; ++p) {
@@ -210,7 +224,8 @@ void SlotTable::AddSampling(int32_t slot_index, StepBatch* batch) {
   row.sample.bias_end = row.sample.bias_begin + static_cast<int32_t>(slot.sampling.bias_ids.size());
   const bool suppress = slot.length_tokens - slot.num_prompt_tokens < slot.sampling.min_tokens;
   row.sample.suppress_begin = slot_index * static_cast<int32_t>(kMaxSuppressedIds);
-  row.sample.suppress_end = row.sample.suppress_begin + (suppress ? static_cast<int32_t>(slot.sampling.suppressed_ids.size()) : 0);
+  row.sample.suppress_end =
+      row.sample.suppress_begin + (suppress ? static_cast<int32_t>(slot.sampling.suppressed_ids.size()) : 0);
   batch->logit_rows.push_back(row);
   ++slot.length_tokens;
 }
@@ -221,10 +236,13 @@ absl::StatusOr<Slot*> SlotTable::Find(const std::string& field, uint32_t index) 
   return &*slots_[index];
 }
 
-absl::Status SlotTable::CheckPages(const std::string& field, const google::protobuf::RepeatedField<uint32_t>& ids, int64_t held) const {
-  if (held + ids.size() > max_pages_) return Bad(field, " has ", ids.size(), " entries, a full context has ", max_pages_, " pages");
+absl::Status SlotTable::CheckPages(const std::string& field, const google::protobuf::RepeatedField<uint32_t>& ids,
+                                   int64_t held) const {
+  if (held + ids.size() > max_pages_)
+    return Bad(field, " has ", ids.size(), " entries, a full context has ", max_pages_, " pages");
   for (int i = 0; i < ids.size(); ++i) {
-    if (ids[i] >= limits_.num_pages) return Bad(field, "[", i, "] is ", ids[i], ", the pool has ", limits_.num_pages, " pages");
+    if (ids[i] >= limits_.num_pages)
+      return Bad(field, "[", i, "] is ", ids[i], ", the pool has ", limits_.num_pages, " pages");
   }
   return absl::OkStatus();
 }

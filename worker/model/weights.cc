@@ -20,7 +20,8 @@ absl::Status CheckSharding(const ModelConfig& config, int rank, int world_size) 
     return absl::InvalidArgumentError(absl::StrCat("rank is ", rank, ", must be in 0..", world_size - 1));
   }
   if (config.num_kv_heads % world_size != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("world_size ", world_size, " does not divide the model's ", config.num_kv_heads, " KV heads"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("world_size ", world_size, " does not divide the model's ", config.num_kv_heads, " KV heads"));
   }
   if (config.intermediate_size % world_size != 0) {
     return absl::InvalidArgumentError(
@@ -57,9 +58,10 @@ class Loader {
     NIBBLE_RETURN_IF_ERROR(Fuse({attention + "q_proj", attention + "k_proj", attention + "v_proj"}, ShardAxis::kColumns,
                                 /*hadamard=*/0, &layer.qkv_input, &layer.qkv));
     NIBBLE_RETURN_IF_ERROR(Fuse({attention + "o_proj"}, ShardAxis::kRows, /*hadamard=*/0, &layer.o_input, &layer.o));
-    NIBBLE_RETURN_IF_ERROR(Fuse({mlp + "gate_proj", mlp + "up_proj"}, ShardAxis::kColumns, /*hadamard=*/0, &layer.gate_up_input,
-                                &layer.gate_up));
-    NIBBLE_RETURN_IF_ERROR(Fuse({mlp + "down_proj"}, ShardAxis::kRows, model_.config.down_hadamard, &layer.down_input, &layer.down));
+    NIBBLE_RETURN_IF_ERROR(Fuse({mlp + "gate_proj", mlp + "up_proj"}, ShardAxis::kColumns, /*hadamard=*/0,
+                                &layer.gate_up_input, &layer.gate_up));
+    NIBBLE_RETURN_IF_ERROR(
+        Fuse({mlp + "down_proj"}, ShardAxis::kRows, model_.config.down_hadamard, &layer.down_input, &layer.down));
     return layer;
   }
 
@@ -75,7 +77,8 @@ class Loader {
     for (const LinearTensors& part : parts) {
       if (part.k != first.k || part.quantized != first.quantized || part.block_bits != first.block_bits ||
           part.input_perm != first.input_perm) {
-        return absl::InvalidArgumentError(absl::StrCat(part.name, " and ", first.name, " read the same input but code it differently"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(part.name, " and ", first.name, " read the same input but code it differently"));
       }
     }
     NIBBLE_ASSIGN_OR_RETURN(fused->weight, Pack(parts));
@@ -111,9 +114,11 @@ class Loader {
     return model_.ops->PackW4(views);
   }
 
-  // Row-parallel biases are rank 0's alone (Checkpoint::Linear gives them to nobody else), or the sum would have them often.
+  // Row-parallel biases are rank 0's alone (Checkpoint::Linear gives them to nobody else), or the sum would have them
+  // often.
   absl::StatusOr<Buffer> StackBiases(const std::vector<LinearTensors>& parts) {
-    if (std::all_of(parts.begin(), parts.end(), [](const LinearTensors& part) { return part.bias.empty(); })) return Buffer();
+    if (std::all_of(parts.begin(), parts.end(), [](const LinearTensors& part) { return part.bias.empty(); }))
+      return Buffer();
     std::vector<float> bias;
     for (const LinearTensors& part : parts) {
       const size_t begin = bias.size();
