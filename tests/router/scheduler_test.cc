@@ -391,6 +391,26 @@ TEST_F(SchedulerTest, PreemptsTheLowestRankAndResumesItWithWhatItGenerated) {
   EXPECT_EQ(events.back().usage.completion_tokens(), 4u);
 }
 
+TEST_F(SchedulerTest, AdmitsNobodyInAStepThatPreempts) {
+  SchedulerConfig config = Config();
+  config.num_pages = 5;
+  config.max_steps_in_flight = 1;
+  config.prefix_cache = false;
+  Make(config);
+  scheduler_->Add(NewSequence(1, Tokens(8), 4));
+  scheduler_->Add(NewSequence(2, Tokens(8, 50), 4));
+  Schedule();
+  Commit(1, {80, 90});
+  auto urgent = NewSequence(3, {7}, 1);
+  urgent->priority = 1;
+  scheduler_->Add(std::move(urgent));
+  const v1::StepPlan plan = Schedule();  // one page is free, two are needed
+  EXPECT_THAT(plan.release_slots(), ElementsAre(1));
+  EXPECT_EQ(plan.start_size(), 0) << "there would be room, but who was just preempted must not pay for it";
+  Commit(2, {81});
+  EXPECT_EQ(Schedule().start_size(), 1);
+}
+
 TEST_F(SchedulerTest, APreemptedSequenceWaitsForItsResultsInFlight) {
   SchedulerConfig config = Config();
   config.num_pages = 4;
