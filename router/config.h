@@ -12,8 +12,8 @@ namespace nibble {
 
 struct RouterConfig {
   std::string model_dir;                        // tokenizer.json, config.json; the tensors when they are there
-  std::string listen = "0.0.0.0:50051";         // port 0: the kernel chooses
-  std::string metrics_listen = "0.0.0.0:9400";  // /metrics; empty: none
+  std::string listen = "127.0.0.1:50051";         // port 0: the kernel chooses
+  std::string metrics_listen = "127.0.0.1:9400";  // /metrics; empty: none
   std::string port_file;                        // written once the port is known
   std::string metrics_port_file;
   std::string log_level = "info";

@@ -3,6 +3,8 @@
 #include <string>
 #include <vector>
 
+#include <google/protobuf/stubs/logging.h>
+
 #include "common/base/file.h"
 #include "common/base/log.h"
 #include "common/base/signals.h"
@@ -30,6 +32,9 @@ int Main(const std::vector<std::string>& arguments) {
     std::fprintf(stderr, "nibble-router: %s\n", std::string(status.message()).c_str());
     return kBadConfig;
   }
+  // protobuf reports every message it cannot parse; whoever sent it is told, the log need not grow with it.
+  google::protobuf::SetLogHandler(
+      [](google::protobuf::LogLevel, const char*, int, const std::string& message) { LogDebug("protobuf {}", message); });
   const auto fail = [](const absl::Status& status) {
     LogError("cannot start code={} error=\"{}\"", absl::StatusCodeToString(status.code()), std::string(status.message()));
     return kFailed;

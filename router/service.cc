@@ -38,6 +38,22 @@ absl::Status Busy() {
                         kRetryAfter);
 }
 
+// Leaves *bytes as it is: it belongs to gRPC.
+template <typename Message>
+absl::Status Parse(const grpc::ByteBuffer& bytes, Message* message) {
+  grpc::ByteBuffer copy(bytes);  // of references
+  if (grpc::SerializationTraits<Message>::Deserialize(&copy, message).ok()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("the message is not a ", Message::descriptor()->full_name(),
+                                                 ", or one of its strings is not UTF-8"));
+}
+
+template <typename Message>
+void Serialize(const Message& message, grpc::ByteBuffer* bytes) {
+  bool own_buffer = false;
+  bytes->Clear();
+  grpc::SerializationTraits<Message>::Serialize(message, bytes, &own_buffer);
+}
+
 grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const absl::Status& status) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status, Audience::kClient));
@@ -48,7 +64,7 @@ grpc::ServerUnaryReactor* FinishNow(grpc::CallbackServerContext* context, const 
 
 // The reactor of one Generate. The stream decides what is called when; here is only gRPC. Deletes itself in OnDone, which
 // comes after Finish, which the stream reaches on every path.
-class InferenceService::GenerateCall : public grpc::ServerWriteReactor<v1::GenerateResponse>, private StreamWriter {
+class InferenceService::GenerateCall : public grpc::ServerWriteReactor<grpc::ByteBuffer>, private StreamWriter {
  public:
   GenerateCall(InferenceService* service, grpc::CallbackServerContext* context)
       : service_(service), context_(context) {
@@ -76,18 +92,23 @@ class InferenceService::GenerateCall : public grpc::ServerWriteReactor<v1::Gener
     delete this;
   }
 
-  void Write(const v1::GenerateResponse& response) override { StartWrite(&response); }
+  void Write(const v1::GenerateResponse& response) override {
+    Serialize(response, &written_);
+    StartWrite(&written_);
+  }
   void WriteAndFinish(const v1::GenerateResponse& response) override {
-    StartWriteAndFinish(&response, grpc::WriteOptions(), grpc::Status::OK);
+    Serialize(response, &written_);
+    StartWriteAndFinish(&written_, grpc::WriteOptions(), grpc::Status::OK);
   }
   void Finish(const absl::Status& status) override {
-    grpc::ServerWriteReactor<v1::GenerateResponse>::Finish(ToGrpcStatus(status, Audience::kClient));
+    grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(ToGrpcStatus(status, Audience::kClient));
   }
   void Cancel() override { context_->TryCancel(); }
 
   InferenceService* const service_;
   grpc::CallbackServerContext* const context_;
   std::shared_ptr<OutputStream> stream_;
+  grpc::ByteBuffer written_;
 };
 
 InferenceService::InferenceService(const ServiceOptions& options, const Tokenizer* tokenizer, const Intake* intake,
@@ -121,11 +142,22 @@ void InferenceService::FailAll(const absl::Status& status) {
   for (const auto& stream : streams) stream->Fail(status);
 }
 
-grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc::CallbackServerContext* context,
-                                                                           const v1::GenerateRequest* request) {
-  const TimePoint arrived_at = Clock::now();
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(grpc::CallbackServerContext* context,
+                                                                       const grpc::ByteBuffer* bytes) {
   auto* call = new GenerateCall(this, context);
   const std::shared_ptr<OutputStream> stream = call->stream();
+  const auto request = std::make_shared<v1::GenerateRequest>();
+  if (absl::Status status = Parse(*bytes, request.get()); !status.ok()) {
+    stream->Fail(status);
+  } else {
+    Start(request, stream, Deadline(*context));
+  }
+  return call;
+}
+
+void InferenceService::Start(std::shared_ptr<const v1::GenerateRequest> request,
+                             const std::shared_ptr<OutputStream>& stream, TimePoint deadline) {
+  const TimePoint arrived_at = Clock::now();
   bool draining = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -136,16 +168,13 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(grpc:
   } else if (absl::Status status = intake_->Check(*request); !status.ok()) {
     stream->Fail(status);
   } else if (Intake::InputBytes(*request) <= kInlineBytes) {
-    Begin(*request, stream, arrived_at, Deadline(*context));
+    Begin(*request, stream, arrived_at, deadline);
   } else {
-    // The request dies with the call, and the call may be cancelled while it waits.
-    const auto copy = std::make_shared<const v1::GenerateRequest>(*request);
-    const bool queued = RunOnPool([this, copy, stream, arrived_at, deadline = Deadline(*context)] {
-      if (!stream->cancelled(0)) Begin(*copy, stream, arrived_at, deadline);
+    const bool queued = RunOnPool([this, request = std::move(request), stream, arrived_at, deadline] {
+      if (!stream->cancelled(0)) Begin(*request, stream, arrived_at, deadline);
     });
     if (!queued) stream->Fail(Busy());
   }
-  return call;
 }
 
 void InferenceService::Begin(const v1::GenerateRequest& request, const std::shared_ptr<OutputStream>& stream,
@@ -183,16 +212,19 @@ void InferenceService::Begin(const v1::GenerateRequest& request, const std::shar
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const v1::TokenizeRequest* request,
-                                                     v1::TokenizeResponse* response) {
-  const auto encode = [this, request, response]() -> absl::Status {
+                                                     const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response_bytes) {
+  const auto request = std::make_shared<v1::TokenizeRequest>();
+  if (absl::Status status = Parse(*bytes, request.get()); !status.ok()) return FinishNow(context, status);
+  const auto encode = [this, request, response_bytes]() -> absl::Status {
     auto ids = intake_->Encode(*request);
     if (!ids.ok()) return ids.status();
-    response->mutable_input_ids()->Add(ids->begin(), ids->end());
+    v1::TokenizeResponse response;
+    response.mutable_input_ids()->Add(ids->begin(), ids->end());
+    Serialize(response, response_bytes);
     return absl::OkStatus();
   };
   if (Intake::InputBytes(*request) <= kInlineBytes) return FinishNow(context, encode());
-  // Request, response and reactor live until Finish.
+  // Response and reactor live until Finish.
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   if (!RunOnPool([encode, reactor] { reactor->Finish(ToGrpcStatus(encode(), Audience::kClient)); })) {
     reactor->Finish(ToGrpcStatus(Busy(), Audience::kClient));

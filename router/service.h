@@ -29,7 +29,13 @@ struct ServiceOptions {
   std::chrono::milliseconds stall_timeout{60000};
 };
 
-class InferenceService : public v1::Inference::CallbackService {
+// Generate and Tokenize take bytes and parse them here: gRPC answers what protobuf refuses (a string that is not UTF-8)
+// with UNIMPLEMENTED and no word about why.
+using InferenceServiceBase = v1::Inference::WithRawCallbackMethod_Generate<v1::Inference::WithRawCallbackMethod_Tokenize<
+    v1::Inference::WithCallbackMethod_Detokenize<v1::Inference::WithCallbackMethod_GetModelInfo<
+        v1::Inference::WithCallbackMethod_GetStatus<v1::Inference::Service>>>>>;
+
+class InferenceService : public InferenceServiceBase {
  public:
   // Everything outlives the service.
   InferenceService(const ServiceOptions& options, const Tokenizer* tokenizer, const Intake* intake, Fleet* fleet,
@@ -44,10 +50,10 @@ class InferenceService : public v1::Inference::CallbackService {
   // Ends every Generate that still runs.
   void FailAll(const absl::Status& status);
 
-  grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
-                                                           const v1::GenerateRequest* request) override;
-  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
-                                     v1::TokenizeResponse* response) override;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context, const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override;
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest* request,
@@ -58,6 +64,8 @@ class InferenceService : public v1::Inference::CallbackService {
  private:
   class GenerateCall;
 
+  void Start(std::shared_ptr<const v1::GenerateRequest> request, const std::shared_ptr<OutputStream>& stream,
+             TimePoint deadline);
   // Encodes, admits and submits; whatever is wrong ends the stream.
   void Begin(const v1::GenerateRequest& request, const std::shared_ptr<OutputStream>& stream, TimePoint arrived_at,
              TimePoint deadline);
