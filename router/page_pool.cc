@@ -1,5 +1,7 @@
 #include "router/page_pool.h"
 
+#include <string>
+
 #include "common/base/check.h"
 
 namespace nibble {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <string>
 
 #include "absl/hash/hash.h"
 #include "common/base/check.h"

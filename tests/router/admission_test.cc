@@ -4,7 +4,10 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -128,8 +131,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sampling_params.min_tokens", "is 6, must be at most max_tokens, which is 5",
              [](auto* r) { S(r)->set_max_tokens(5), S(r)->set_min_tokens(6); }},
         Case{"sampling_params.stop", "has 17 strings, the limit is 16",
-             [](auto* r) { for (int i = 0; i < 17; ++i) S(r)->add_stop("x"); }},
-        Case{"sampling_params.stop[1]", "has 0 bytes", [](auto* r) { S(r)->add_stop("x"), S(r)->add_stop(""); }},
+             [](auto* r) { for (int i = 0; i < 17; ++i) S(r)->add_stop(std::string(1, 'x')); }},
+        Case{"sampling_params.stop[1]", "has 0 bytes", [](auto* r) { S(r)->add_stop(std::string(1, 'x')), S(r)->add_stop(std::string()); }},
         Case{"sampling_params.stop[0]", "has 257 bytes, must have 1 to 256",
              [](auto* r) { S(r)->add_stop(std::string(257, 'x')); }},
         Case{"sampling_params.stop_token_ids", "has 65 ids, the limit is 64",

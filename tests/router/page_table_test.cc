@@ -1,9 +1,13 @@
 // Pages, the prefix trie and page tables: small stories with every count checked.
 #include "router/page_table.h"
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <numeric>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
