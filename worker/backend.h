@@ -1,5 +1,5 @@
-// What the service needs to know about arithmetic: load a shard, meet the other ranks, make an engine. Two of them exist:
-// the model (model_backend.h) and a mock that answers at once (mock_engine.h).
+// What the service needs to know about arithmetic: load a shard, meet the other ranks, make an engine. Two of them
+// exist: the model (model_backend.h) and a mock that answers at once (mock_engine.h).
 #pragma once
 
 #include <memory>
@@ -25,8 +25,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string name() const = 0;     // "cpu", "cuda" or "mock"
-  virtual std::string device() const = 0;   // for people
+  virtual std::string name() const = 0;    // "cpu", "cuda" or "mock"
+  virtual std::string device() const = 0;  // for people
   virtual v1::ModelInfo model() const = 0;
 
   // Slow. A shard that was loaded last is kept and returned at once.

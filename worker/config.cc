@@ -1,5 +1,9 @@
 #include "worker/config.h"
 
+#include <spdlog/fmt/fmt.h>
+#include <yaml-cpp/yaml.h>
+
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -9,10 +13,6 @@
 #include <system_error>
 #include <utility>
 
-#include <CLI/CLI.hpp>
-#include <spdlog/fmt/fmt.h>
-#include <yaml-cpp/yaml.h>
-
 #include "common/base/address.h"
 #include "common/base/file.h"
 #include "common/base/version.h"
@@ -20,7 +20,8 @@
 namespace nibble {
 namespace {
 
-// One setting, under one name on the command line and in the file. `set` returns what is wrong with the value, or nothing.
+// One setting, under one name on the command line and in the file. `set` returns what is wrong with the value, or
+// nothing.
 struct Setting {
   std::string name;
   std::string value_name;
@@ -71,12 +72,15 @@ std::vector<Setting> Settings(WorkerConfig* c) {
   constexpr int64_t kDay_s = 86400;
   return {
       Text("model", "DIR", "model directory: config.json and tensors; mock reads config.json alone", &c->model_dir),
-      Address("listen", "address routers reach this worker at; port 0: any free one [127.0.0.1:50061]", &c->listen, false),
+      Address("listen", "address routers reach this worker at; port 0: any free one [127.0.0.1:50061]", &c->listen,
+              false),
       Text("port-file", "FILE", "write the port here once the worker serves", &c->port_file),
       Address("metrics-listen", "address of /metrics; empty: none [none]", &c->metrics_listen, true),
       Text("metrics-port-file", "FILE", "write the metrics port here once the worker serves", &c->metrics_port_file),
-      OneOf("backend", "what computes; auto: cuda when there is one, else cpu", {"auto", "cpu", "cuda", "mock"}, &c->backend),
-      Number("threads", "CPU threads; 0: the machine's, divided by the ranks of the group (they are taken to share it)", 0, 1024, &c->threads),
+      OneOf("backend", "what computes; auto: cuda when there is one, else cpu", {"auto", "cpu", "cuda", "mock"},
+            &c->backend),
+      Number("threads", "CPU threads; 0: the machine's, divided by the ranks of the group (they are taken to share it)",
+             0, 1024, &c->threads),
       Number("device", "CUDA device ordinal", 0, 1023, &c->device),
       {"kv-memory", "SIZE", "memory of the KV page pool, such as 64MiB or 2GiB [512MiB]",
        [c](const std::string& value) -> std::string {
@@ -85,19 +89,24 @@ std::vector<Setting> Settings(WorkerConfig* c) {
          c->kv_memory_bytes = *bytes;
          return "";
        }},
-      Number("mock-step-us", "duration of a step of the mock backend, microseconds", 0, 60 * 1000 * 1000, &c->mock_step_us),
-      Text("advertise-host", "HOST", "own address the other ranks of a group connect to [127.0.0.1]", &c->advertise_host),
-      Number("collective-timeout-ms", "a peer that is silent this long inside a collective or rendezvous has failed", 10, 600 * 1000, &c->collective_timeout_ms),
+      Number("mock-step-us", "duration of a step of the mock backend, microseconds", 0, 60 * 1000 * 1000,
+             &c->mock_step_us),
+      Text("advertise-host", "HOST", "own address the other ranks of a group connect to [127.0.0.1]",
+           &c->advertise_host),
+      Number("collective-timeout-ms", "a peer that is silent this long inside a collective or rendezvous has failed",
+             10, 600 * 1000, &c->collective_timeout_ms),
       Number("drain-timeout-s", "how long SIGTERM waits for running sequences", 0, kDay_s, &c->drain_timeout_s),
       Text("tls-cert", "FILE", "certificate chain (PEM); none: plaintext", &c->tls.certificate_file),
       Text("tls-key", "FILE", "private key of --tls-cert (PEM)", &c->tls.key_file),
       Text("tls-client-ca", "FILE", "demand client certificates signed by this CA (PEM)", &c->tls.ca_file),
-      OneOf("log-level", "least severe lines that are logged", {"trace", "debug", "info", "warn", "error", "off"}, &c->log_level),
+      OneOf("log-level", "least severe lines that are logged", {"trace", "debug", "info", "warn", "error", "off"},
+            &c->log_level),
   };
 }
 
 // Top-level scalars only; what else a file may hold is a problem, not a surprise.
-void ReadConfigFile(const std::string& path, std::map<std::string, std::string>* values, std::vector<std::string>* problems) {
+void ReadConfigFile(const std::string& path, std::map<std::string, std::string>* values,
+                    std::vector<std::string>* problems) {
   const auto contents = ReadSmallFile(path);
   if (!contents.ok()) return problems->push_back(fmt::format("config: {}", std::string(contents.status().message())));
   try {
@@ -137,7 +146,7 @@ void CheckTogether(const WorkerConfig& c, std::vector<std::string>* problems) {
 
 absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
   static const std::pair<const char*, double> kUnits[] = {
-      {"", 1},     {"B", 1},     {"kB", 1e3},     {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+      {"", 1},      {"B", 1},        {"kB", 1e3},     {"KB", 1e3},     {"MB", 1e6},    {"GB", 1e9},
       {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
   const size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
   double number = 0;
@@ -148,15 +157,18 @@ absl::StatusOr<int64_t> ParseByteSize(const std::string& text) {
       if (text.substr(digits) == unit && bytes >= 1 && bytes <= 0x1p50) return static_cast<int64_t>(bytes);
     }
   }
-  return absl::InvalidArgumentError(fmt::format("is '{}', must be a size from 1B to 1024TiB such as 64MiB or 2GiB", text));
+  return absl::InvalidArgumentError(
+      fmt::format("is '{}', must be a size from 1B to 1024TiB such as 64MiB or 2GiB", text));
 }
 
 absl::StatusOr<WorkerCommandLine> ParseWorkerCommandLine(const std::vector<std::string>& arguments) {
   WorkerCommandLine line;
   const std::vector<Setting> settings = Settings(&line.config);
 
-  CLI::App app("nibble-worker: holds one shard of a model and executes the router's plans.\n"
-               "Every flag may also stand in the --config file, without the dashes.", "nibble-worker");
+  CLI::App app(
+      "nibble-worker: holds one shard of a model and executes the router's plans.\n"
+      "Every flag may also stand in the --config file, without the dashes.",
+      "nibble-worker");
   app.allow_extras();
   app.set_version_flag("--version", kVersion);
   std::string config_file;
@@ -170,7 +182,7 @@ absl::StatusOr<WorkerCommandLine> ParseWorkerCommandLine(const std::vector<std::
   app.add_option("--config", config_file, "YAML file with the same names; flags win")->type_name("FILE");
 
   std::vector<std::string> problems;
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());   // CLI11 takes them from the back
+  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // CLI11 takes them from the back
   try {
     app.parse(std::move(reversed));
   } catch (const CLI::CallForHelp&) {
@@ -180,15 +192,18 @@ absl::StatusOr<WorkerCommandLine> ParseWorkerCommandLine(const std::vector<std::
   } catch (const CLI::ParseError& e) {
     problems.push_back(e.what());
   }
-  for (const std::string& extra : app.remaining()) problems.push_back(fmt::format("'{}' is no flag of nibble-worker", extra));
+  for (const std::string& extra : app.remaining())
+    problems.push_back(fmt::format("'{}' is no flag of nibble-worker", extra));
 
   std::map<std::string, std::string> values;
   if (!config_file.empty()) ReadConfigFile(config_file, &values, &problems);
   for (const auto& [name, value] : values) {
-    if (given.count(name) == 0) problems.push_back(fmt::format("{}: is no setting of nibble-worker (in {})", name, config_file));
+    if (given.count(name) == 0)
+      problems.push_back(fmt::format("{}: is no setting of nibble-worker (in {})", name, config_file));
   }
   for (const auto& [name, flags] : given) {
-    if (flags.size() > 1) problems.push_back(fmt::format("{}: is given {} times, must be given once", name, flags.size()));
+    if (flags.size() > 1)
+      problems.push_back(fmt::format("{}: is given {} times, must be given once", name, flags.size()));
     if (!flags.empty()) values[name] = flags.back();
   }
   for (const Setting& setting : settings) {

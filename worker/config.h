@@ -15,10 +15,10 @@ struct WorkerConfig {
   std::string model_dir;
   std::string listen = "127.0.0.1:50061";
   std::string port_file;
-  std::string metrics_listen;               // empty: none
+  std::string metrics_listen;  // empty: none
   std::string metrics_port_file;
-  std::string backend = "auto";             // "cpu", "cuda", "mock" or "auto"
-  int threads = 0;                          // 0: the machine's hardware threads divided by the group's size
+  std::string backend = "auto";  // "cpu", "cuda", "mock" or "auto"
+  int threads = 0;               // 0: the machine's hardware threads divided by the group's size
   int device = 0;
   int64_t kv_memory_bytes = int64_t{512} << 20;
   int64_t mock_step_us = 0;
@@ -31,7 +31,7 @@ struct WorkerConfig {
 
 struct WorkerCommandLine {
   WorkerConfig config;
-  bool print_and_exit = false;   // --help or --version: print `text`, exit 0
+  bool print_and_exit = false;  // --help or --version: print `text`, exit 0
   std::string text;
 };
 

@@ -26,7 +26,7 @@ void ExecuteStream::Pump() {
       if (!writing_ && !results_.empty()) {
         action = kWrite;
         writing_ = true;
-        result = &results_.front();   // a deque's elements stay where they are while others are pushed
+        result = &results_.front();  // a deque's elements stay where they are while others are pushed
       } else if (end_.has_value()) {
         // A started read may stay open: gRPC completes it. But StartRead itself must have returned, for after Finish
         // this object may be gone.
@@ -60,7 +60,7 @@ void ExecuteStream::Pump() {
 }
 
 void ExecuteStream::OnReadDone(bool ok) {
-  if (!ok) {   // half-closed by the router, or the stream is over
+  if (!ok) {  // half-closed by the router, or the stream is over
     if (group_ != nullptr) {
       group_->EndInput(this);
     } else {
@@ -124,7 +124,7 @@ void ExecuteStream::OnWriteDone(bool ok) {
     std::lock_guard lock(mutex_);
     writing_ = false;
     results_.pop_front();
-    if (!ok) {   // nobody is there to read the others
+    if (!ok) {  // nobody is there to read the others
       results_.clear();
       if (!end_.has_value()) end_ = absl::CancelledError("the router is gone");
     }

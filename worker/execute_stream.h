@@ -3,13 +3,13 @@
 // the lock what may start next, and starts it outside of the lock.
 #pragma once
 
+#include <grpcpp/support/server_callback.h>
+
 #include <cstddef>
 #include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
-
-#include <grpcpp/support/server_callback.h>
 
 #include "absl/status/status.h"
 #include "nibble/v1/worker.grpc.pb.h"
@@ -42,17 +42,17 @@ class ExecuteStream final : public grpc::ServerBidiReactor<v1::StepPlan, v1::Ste
   void Pump();
 
   Membership* const membership_;
-  v1::StepPlan plan_;                      // the read in progress
-  std::shared_ptr<Group> group_;           // OnReadDone's and, once no read is left, OnDone's
+  v1::StepPlan plan_;             // the read in progress
+  std::shared_ptr<Group> group_;  // OnReadDone's and, once no read is left, OnDone's
 
-  std::mutex mutex_;                       // guards everything below
+  std::mutex mutex_;  // guards everything below
   bool want_read_ = true;
-  bool starting_read_ = false;             // a thread is inside StartRead
-  bool writing_ = false;                   // from StartWrite to OnWriteDone; writes results_.front()
+  bool starting_read_ = false;  // a thread is inside StartRead
+  bool writing_ = false;        // from StartWrite to OnWriteDone; writes results_.front()
   bool finish_started_ = false;
-  std::optional<absl::Status> end_;        // how to finish, once all results are written
+  std::optional<absl::Status> end_;  // how to finish, once all results are written
   std::deque<v1::StepResult> results_;
-  std::shared_ptr<ExecuteStream> self_;    // until OnDone
+  std::shared_ptr<ExecuteStream> self_;  // until OnDone
 };
 
 }  // namespace nibble

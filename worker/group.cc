@@ -1,10 +1,10 @@
 #include "worker/group.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/log.h"
 #include "common/base/status.h"
@@ -35,16 +35,20 @@ void EngineSlot::Release() {
 }
 
 void EngineSlot::Poke() {
-  { std::lock_guard lock(mutex_); }   // a waiter is either before its test or asleep, not between
+  { std::lock_guard lock(mutex_); }  // a waiter is either before its test or asleep, not between
   changed_.notify_all();
 }
 
 const char* Group::StateName(State state) {
   switch (state) {
-    case State::kLoading: return "loading";
-    case State::kPrepared: return "prepared";
-    case State::kJoining: return "joining";
-    case State::kServing: return "serving";
+    case State::kLoading:
+      return "loading";
+    case State::kPrepared:
+      return "prepared";
+    case State::kJoining:
+      return "joining";
+    case State::kServing:
+      return "serving";
   }
   return "?";
 }
@@ -224,7 +228,7 @@ absl::Status Group::ServeOneGroup() {
   if (!slot_->Acquire([this] { return aborted(); })) return absl::AbortedError("the group was aborted");
   absl::StatusOr<std::unique_ptr<Engine>> engine = MakeEngine(request, start);
   absl::Status status = engine.ok() ? ExecutePlans(**engine) : engine.status();
-  engine = absl::CancelledError("");   // the engine dies before the slot is free
+  engine = absl::CancelledError("");  // the engine dies before the slot is free
   metrics_->pages.Set(0);
   slot_->Release();
   return status;
@@ -243,8 +247,8 @@ absl::Status Group::Connect(const v1::JoinRequest& request) {
 absl::StatusOr<std::unique_ptr<Engine>> Group::MakeEngine(const v1::JoinRequest& request, Clock::time_point start) {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine,
                           shard_->CreateEngine(communicator(), {.kv_memory_bytes = options_.kv_memory_bytes,
-                                                              .max_sequences = request.max_sequences(),
-                                                              .max_step_tokens = request.max_step_tokens()}));
+                                                                .max_sequences = request.max_sequences(),
+                                                                .max_step_tokens = request.max_step_tokens()}));
   started_.assign(request.max_sequences(), false);
   metrics_->pages.Set(static_cast<double>(engine->num_pages()));
   metrics_->page_bytes.Set(static_cast<double>(engine->kv_page_bytes()));
@@ -301,7 +305,8 @@ absl::Status Group::ExecutePlans(Engine& engine) {
       const absl::Status status = ExecutePlan(engine, plan, *sink);
       if (status.ok()) continue;
       metrics_->CountFailedStep(status.code());
-      LogWarn("step failed epoch={} rank={} step={} status=\"{}\"", epoch(), options_.rank, plan.step(), status.ToString());
+      LogWarn("step failed epoch={} rank={} step={} status=\"{}\"", epoch(), options_.rank, plan.step(),
+              status.ToString());
       DropStream(sink.get());
       sink->Finish(status);
       // A plan that breaks the rules harms its stream alone; anything else has left the ranks in different places.

@@ -1,5 +1,6 @@
-// One rank's membership in one epoch of one replica: load the shard, meet the other ranks, execute plans. A group lives once and
-// goes one way: loading → prepared → joining → serving → ended. One thread does all its work; other threads leave messages.
+// One rank's membership in one epoch of one replica: load the shard, meet the other ranks, execute plans. A group lives
+// once and goes one way: loading → prepared → joining → serving → ended. One thread does all its work; other threads
+// leave messages.
 #pragma once
 
 #include <chrono>
@@ -21,8 +22,8 @@
 
 namespace nibble {
 
-// Where the results of one Execute stream go. The gRPC stream is one; tests have their own. Called from any thread, never
-// under a lock of the group.
+// Where the results of one Execute stream go. The gRPC stream is one; tests have their own. Called from any thread,
+// never under a lock of the group.
 class ResultSink {
  public:
   virtual ~ResultSink() = default;
@@ -71,10 +72,11 @@ class Group {
   // `done` is called exactly once. FAILED_PRECONDITION before Prepare is done or when joined before.
   void Join(v1::JoinRequest request, JoinDone done);
 
-  // The stream's results go to `sink`. The newest stream wins: an older one is finished with ABORTED, and its queued plans are dropped.
-  // FAILED_PRECONDITION unless the group is serving.
+  // The stream's results go to `sink`. The newest stream wins: an older one is finished with ABORTED, and its queued
+  // plans are dropped. FAILED_PRECONDITION unless the group is serving.
   absl::Status OpenStream(std::shared_ptr<ResultSink> sink);
-  // The next plan of the stream. RESOURCE_EXHAUSTED when kMaxQueuedPlans wait, ABORTED when the stream is not the current one.
+  // The next plan of the stream. RESOURCE_EXHAUSTED when kMaxQueuedPlans wait, ABORTED when the stream is not the
+  // current one.
   absl::Status Submit(const ResultSink* sink, v1::StepPlan plan);
   // No more plans: executes what is queued, drops all sequences and finishes the stream with OK.
   void EndInput(const ResultSink* sink);
@@ -113,25 +115,25 @@ class Group {
   // The thread's own.
   std::shared_ptr<Shard> shard_;
   std::unique_ptr<PendingCommunicator> rendezvous_;
-  std::vector<bool> started_;      // [max_sequences]
+  std::vector<bool> started_;  // [max_sequences]
 
-  mutable std::mutex mutex_;       // guards everything below
+  mutable std::mutex mutex_;  // guards everything below
   std::condition_variable wake_;
   State state_ = State::kLoading;
   bool ended_ = false;
-  absl::Status failure_;           // not OK once aborted or failed
-  PrepareDone prepare_done_;       // null once called
+  absl::Status failure_;      // not OK once aborted or failed
+  PrepareDone prepare_done_;  // null once called
   JoinDone join_done_;
   v1::JoinRequest join_request_;
   std::shared_ptr<Communicator> communicator_;
-  std::shared_ptr<ResultSink> stream_;   // the current one
-  bool stream_changed_ = false;          // the engine still holds the sequences of another stream
+  std::shared_ptr<ResultSink> stream_;  // the current one
+  bool stream_changed_ = false;         // the engine still holds the sequences of another stream
   bool input_ended_ = false;
   bool executing_ = false;
   int64_t num_sequences_ = 0;
-  std::deque<v1::StepPlan> plans_;       // of stream_
+  std::deque<v1::StepPlan> plans_;  // of stream_
 
-  std::thread thread_;             // last: started when the rest exists
+  std::thread thread_;  // last: started when the rest exists
 };
 
 }  // namespace nibble

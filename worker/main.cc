@@ -1,5 +1,8 @@
-// nibble-worker: one shard of a model behind worker.proto. Exit status: 0 after a drain, 1 when it cannot serve, 2 for a wrong
-// configuration, 128 + n when a second signal n cut the drain short.
+// nibble-worker: one shard of a model behind worker.proto. Exit status: 0 after a drain, 1 when it cannot serve, 2 for
+// a wrong configuration, 128 + n when a second signal n cut the drain short.
+#include <spdlog/fmt/fmt.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -7,10 +10,6 @@
 #include <thread>
 #include <utility>
 #include <vector>
-
-#include <unistd.h>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/file.h"
 #include "common/base/log.h"
@@ -34,11 +33,12 @@ constexpr int kMaxPlanBytes = 64 << 20;
 
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const WorkerConfig& config) {
   if (config.backend != "mock") {
-    return MakeModelBackend(config.model_dir, {.backend = config.backend,
-                                               .threads = config.threads,
-                                               .device = config.device,
-                                               .advertise_host = config.advertise_host,
-                                               .collective_timeout = std::chrono::milliseconds(config.collective_timeout_ms)});
+    return MakeModelBackend(config.model_dir,
+                            {.backend = config.backend,
+                             .threads = config.threads,
+                             .device = config.device,
+                             .advertise_host = config.advertise_host,
+                             .collective_timeout = std::chrono::milliseconds(config.collective_timeout_ms)});
   }
   NIBBLE_ASSIGN_OR_RETURN(const ModelConfig model, LoadModelConfig(config.model_dir));
   // With tensors at hand the mock takes part in the check that all processes serve one model.
@@ -85,10 +85,12 @@ absl::Status Serve(const WorkerConfig& config) {
   if (metrics_server != nullptr) NIBBLE_RETURN_IF_ERROR(WritePort(config.metrics_port_file, metrics_server->address()));
   server->SetServing("", true);
   server->SetServing(kWorkerServiceName, true);
-  LogInfo("worker ready version={} listen={} metrics={} backend={} device=\"{}\" model={} quantization={} kv_memory_bytes={}",
-          kVersion, server->address().ToString(),
-          metrics_server == nullptr ? "none" : metrics_server->address().ToString(), backend->name(), backend->device(),
-          backend->model().name(), backend->model().quantization(), config.kv_memory_bytes);
+  LogInfo(
+      "worker ready version={} listen={} metrics={} backend={} device=\"{}\" model={} quantization={} "
+      "kv_memory_bytes={}",
+      kVersion, server->address().ToString(), metrics_server == nullptr ? "none" : metrics_server->address().ToString(),
+      backend->name(), backend->device(), backend->model().name(), backend->model().quantization(),
+      config.kv_memory_bytes);
 
   const int signal = WaitForShutdownSignal();
   ExitOnNextShutdownSignal();

@@ -1,11 +1,11 @@
 #include "worker/membership.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <random>
 #include <thread>
 #include <utility>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/log.h"
 #include "common/base/version.h"

@@ -21,12 +21,12 @@ class Membership {
  public:
   // backend and metrics outlive this.
   Membership(Backend* backend, WorkerMetrics* metrics, int64_t kv_memory_bytes);
-  ~Membership();   // ends every group and waits for their threads
+  ~Membership();  // ends every group and waits for their threads
 
   // FAILED_PRECONDITION when the versions differ, naming both.
   absl::StatusOr<v1::WorkerInfo> GetInfo(const v1::GetInfoRequest& request) const;
-  // `done` exactly once. FAILED_PRECONDITION for an epoch that is not larger than every one before, INVALID_ARGUMENT for
-  // rank and size, UNAVAILABLE while draining, ABORTED when a larger epoch took over meanwhile.
+  // `done` exactly once. FAILED_PRECONDITION for an epoch that is not larger than every one before, INVALID_ARGUMENT
+  // for rank and size, UNAVAILABLE while draining, ABORTED when a larger epoch took over meanwhile.
   void Prepare(const v1::PrepareRequest& request, Group::PrepareDone done);
   // `done` exactly once. FAILED_PRECONDITION unless the epoch is the current one and prepared.
   void Join(const v1::JoinRequest& request, Group::JoinDone done);
@@ -51,11 +51,11 @@ class Membership {
   const uint64_t instance_;
   EngineSlot slot_;
 
-  mutable std::mutex mutex_;                      // guards everything below
+  mutable std::mutex mutex_;  // guards everything below
   bool draining_ = false;
-  uint64_t epoch_ = 0;                            // the largest seen
+  uint64_t epoch_ = 0;  // the largest seen
   std::shared_ptr<Group> current_;
-  std::vector<std::shared_ptr<Group>> retired_;   // kept until their threads have ended
+  std::vector<std::shared_ptr<Group>> retired_;  // kept until their threads have ended
 };
 
 }  // namespace nibble

@@ -1,13 +1,13 @@
 #include "worker/mock_engine.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <thread>
 #include <utility>
 #include <vector>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/status.h"
 #include "kernels/ops.h"
@@ -39,7 +39,11 @@ struct Slot {
 class MockEngine : public Engine {
  public:
   MockEngine(const MockOptions& options, const EngineLimits& limits, int rank, int64_t num_pages, int64_t page_bytes)
-      : options_(options), limits_(limits), rank_(rank), num_pages_(num_pages), page_bytes_(page_bytes),
+      : options_(options),
+        limits_(limits),
+        rank_(rank),
+        num_pages_(num_pages),
+        page_bytes_(page_bytes),
         slots_(static_cast<size_t>(limits.max_sequences)) {}
 
   int64_t num_pages() const override { return num_pages_; }
@@ -63,8 +67,8 @@ class MockEngine : public Engine {
     for (const uint32_t slot : plan.decode_slots()) NIBBLE_RETURN_IF_ERROR(Decode(slot, result));
     if (options_.step_time.count() > 0) std::this_thread::sleep_until(start + options_.step_time);
     result->set_step(plan.step());
-    result->set_forward_us(static_cast<uint32_t>(
-        std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count()));
+    result->set_forward_us(
+        static_cast<uint32_t>(std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count()));
     return absl::OkStatus();
   }
 
@@ -75,7 +79,8 @@ class MockEngine : public Engine {
 
   absl::StatusOr<Slot*> Started(std::string_view field, uint32_t slot) {
     if (slot >= slots_.size()) return Invalid(field, slot, "must be below max_sequences", limits_.max_sequences);
-    if (!slots_[slot].started) return absl::InvalidArgumentError(fmt::format("{} names slot {}, which is free", field, slot));
+    if (!slots_[slot].started)
+      return absl::InvalidArgumentError(fmt::format("{} names slot {}, which is free", field, slot));
     return &slots_[slot];
   }
 
@@ -137,7 +142,8 @@ class MockEngine : public Engine {
     }
     if (slot.computed_tokens + tokens > slot.pages * kPageTokens) {
       return absl::InvalidArgumentError(fmt::format("{} takes slot {} to {} tokens, its {} pages hold {}", field, index,
-                                                    slot.computed_tokens + tokens, slot.pages, slot.pages * kPageTokens));
+                                                    slot.computed_tokens + tokens, slot.pages,
+                                                    slot.pages * kPageTokens));
     }
     slot.computed_tokens += tokens;
     return absl::OkStatus();
@@ -148,13 +154,16 @@ class MockEngine : public Engine {
     const int64_t first = slot->computed_tokens;
     NIBBLE_RETURN_IF_ERROR(Advance("prefill.num_tokens", chunk.slot(), *slot, chunk.num_tokens()));
     if (slot->sampling.prompt_logprobs() && rank_ == 0) {
-      for (int64_t position = first + 1; position <= std::min(slot->computed_tokens, slot->known_tokens - 1); ++position) {
-        FillLogprobs(chunk.slot(), *slot, position, slot->sampling.num_top_prompt_logprobs(), result->add_prompt_logprobs());
+      for (int64_t position = first + 1; position <= std::min(slot->computed_tokens, slot->known_tokens - 1);
+           ++position) {
+        FillLogprobs(chunk.slot(), *slot, position, slot->sampling.num_top_prompt_logprobs(),
+                     result->add_prompt_logprobs());
       }
     }
     if (!chunk.sample()) return absl::OkStatus();
     if (slot->computed_tokens != slot->known_tokens) {
-      return Invalid("prefill.sample at token", slot->computed_tokens, "must be at the last known token,", slot->known_tokens);
+      return Invalid("prefill.sample at token", slot->computed_tokens, "must be at the last known token,",
+                     slot->known_tokens);
     }
     Sample(chunk.slot(), *slot, result);
     return absl::OkStatus();
@@ -212,7 +221,9 @@ class MockCommunicator : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   absl::Status AllReduceSum(const Rows& rows) override { return absl::OkStatus(); }
-  absl::Status AllGather(const void* in, int64_t rows, size_t row_bytes, void* out) override { return absl::OkStatus(); }
+  absl::Status AllGather(const void* in, int64_t rows, size_t row_bytes, void* out) override {
+    return absl::OkStatus();
+  }
   void Abort(std::string_view reason) override {}
 
  private:
@@ -226,9 +237,10 @@ class PendingMockCommunicator : public PendingCommunicator {
   std::string endpoint() const override { return fmt::format("mock:{}/{}", rank_, size_); }
   absl::StatusOr<std::unique_ptr<Communicator>> Connect(std::span<const std::string> endpoints) override {
     for (int r = 0; r < size_; ++r) {
-      if (endpoints.size() != static_cast<size_t>(size_) || endpoints[static_cast<size_t>(r)] != fmt::format("mock:{}/{}", r, size_)) {
-        return absl::InvalidArgumentError(
-            fmt::format("endpoints: {} given, must be those of the {} mock ranks in rank order", endpoints.size(), size_));
+      if (endpoints.size() != static_cast<size_t>(size_) ||
+          endpoints[static_cast<size_t>(r)] != fmt::format("mock:{}/{}", r, size_)) {
+        return absl::InvalidArgumentError(fmt::format(
+            "endpoints: {} given, must be those of the {} mock ranks in rank order", endpoints.size(), size_));
       }
     }
     return std::make_unique<MockCommunicator>(rank_, size_);
@@ -241,7 +253,8 @@ class PendingMockCommunicator : public PendingCommunicator {
 
 class MockShard : public Shard {
  public:
-  MockShard(const MockOptions& options, int rank, int world_size) : options_(options), rank_(rank), world_size_(world_size) {}
+  MockShard(const MockOptions& options, int rank, int world_size)
+      : options_(options), rank_(rank), world_size_(world_size) {}
 
   absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(std::shared_ptr<Communicator> communicator,
                                                        const EngineLimits& limits) override {
@@ -257,7 +270,7 @@ class MockShard : public Shard {
   }
 
  private:
-  static constexpr int64_t kMaxPages = 1 << 24;   // the router keeps a few bytes for each
+  static constexpr int64_t kMaxPages = 1 << 24;  // the router keeps a few bytes for each
   const MockOptions options_;
   const int rank_;
   const int world_size_;

@@ -1,11 +1,11 @@
 #include "worker/model_backend.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <algorithm>
 #include <mutex>
 #include <thread>
 #include <utility>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/log.h"
 #include "common/base/status.h"
@@ -40,14 +40,13 @@ class ModelBackend : public Backend {
   v1::ModelInfo model() const override { return model_; }
 
   absl::StatusOr<std::shared_ptr<Shard>> Load(int rank, int world_size) override {
-    std::lock_guard lock(mutex_);   // one load at a time: two would fight for memory and disk
+    std::lock_guard lock(mutex_);  // one load at a time: two would fight for memory and disk
     if (shard_ != nullptr && rank_ == rank && world_size_ == world_size) return shard_;
-    shard_ = nullptr;               // the old shard goes before the new one comes, unless a group still uses it
+    shard_ = nullptr;  // the old shard goes before the new one comes, unless a group still uses it
     const int machine_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     const int threads = options_.threads > 0 ? options_.threads : std::max(1, machine_threads / world_size);
-    NIBBLE_ASSIGN_OR_RETURN(
-        std::unique_ptr<Ops> ops,
-        CreateOps({.backend = options_.backend, .threads = threads, .device = options_.device}));
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops,
+                            CreateOps({.backend = options_.backend, .threads = threads, .device = options_.device}));
     LogInfo("loading model={} rank={} world_size={} device=\"{}\"", model_.name(), rank, world_size, ops->Describe());
     NIBBLE_ASSIGN_OR_RETURN(std::shared_ptr<const Model> model,
                             LoadModel(*checkpoint_, std::shared_ptr<Ops>(std::move(ops)), rank, world_size));
@@ -58,10 +57,8 @@ class ModelBackend : public Backend {
   }
 
   absl::StatusOr<std::unique_ptr<PendingCommunicator>> PrepareCommunicator(int rank, int world_size) override {
-    return nibble::PrepareCommunicator({.rank = rank,
-                                        .size = world_size,
-                                        .host = options_.advertise_host,
-                                        .timeout = options_.collective_timeout});
+    return nibble::PrepareCommunicator(
+        {.rank = rank, .size = world_size, .host = options_.advertise_host, .timeout = options_.collective_timeout});
   }
 
  private:
@@ -70,7 +67,7 @@ class ModelBackend : public Backend {
   const std::string device_;
   const v1::ModelInfo model_;
 
-  std::mutex mutex_;               // guards the shard loaded last
+  std::mutex mutex_;  // guards the shard loaded last
   std::shared_ptr<Shard> shard_;
   int rank_ = 0;
   int world_size_ = 0;
@@ -81,7 +78,8 @@ absl::StatusOr<std::pair<std::string, std::string>> FindDevice(std::initializer_
                                                                const ModelBackendOptions& options) {
   absl::Status last;
   for (const char* name : names) {
-    const int threads = options.threads > 0 ? options.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    const int threads =
+        options.threads > 0 ? options.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
     auto ops = CreateOps({.backend = name, .threads = threads, .device = options.device});
     if (ops.ok()) return std::pair(std::string(name), (*ops)->Describe());
     last = ops.status();
@@ -107,8 +105,8 @@ v1::ModelInfo DescribeModel(const ModelConfig& config, const std::string& finger
 absl::StatusOr<std::unique_ptr<Backend>> MakeModelBackend(const std::string& model_dir,
                                                           const ModelBackendOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(model_dir));
-  const auto found = options.backend == "auto" ? FindDevice({"cuda", "cpu"}, options)
-                                               : FindDevice({options.backend.c_str()}, options);
+  const auto found =
+      options.backend == "auto" ? FindDevice({"cuda", "cpu"}, options) : FindDevice({options.backend.c_str()}, options);
   if (!found.ok()) return Annotate(found.status(), fmt::format("backend {}", options.backend));
   ModelBackendOptions resolved = options;
   resolved.backend = found->first;

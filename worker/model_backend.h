@@ -13,14 +13,15 @@
 namespace nibble {
 
 struct ModelBackendOptions {
-  std::string backend = "cpu";        // "cpu", "cuda", or "auto": cuda when this build and machine have it
-  int threads = 0;                    // of the CPU backend; 0: this machine's, shared evenly by the ranks of the group
-  int device = 0;                     // CUDA ordinal
+  std::string backend = "cpu";  // "cpu", "cuda", or "auto": cuda when this build and machine have it
+  int threads = 0;              // of the CPU backend; 0: this machine's, shared evenly by the ranks of the group
+  int device = 0;               // CUDA ordinal
   std::string advertise_host = "127.0.0.1";
   std::chrono::milliseconds collective_timeout{5000};
 };
 
-// Opens and validates the checkpoint and finds the device now; loads weights in Load. Errors name file, tensor and reason.
+// Opens and validates the checkpoint and finds the device now; loads weights in Load. Errors name file, tensor and
+// reason.
 absl::StatusOr<std::unique_ptr<Backend>> MakeModelBackend(const std::string& model_dir,
                                                           const ModelBackendOptions& options);
 

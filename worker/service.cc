@@ -39,7 +39,7 @@ class LaterCall final : public grpc::ServerUnaryReactor {
 
   Response* const response_;
   std::atomic<bool> finished_{false};
-  std::shared_ptr<LaterCall> self_;   // until OnDone
+  std::shared_ptr<LaterCall> self_;  // until OnDone
 };
 
 }  // namespace

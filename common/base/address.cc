@@ -2,6 +2,7 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
+#include <spdlog/fmt/fmt.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -11,8 +12,6 @@
 #include <cstring>
 #include <memory>
 
-#include <spdlog/fmt/fmt.h>
-
 namespace nibble {
 
 std::string HostPort::ToString() const {
@@ -21,7 +20,8 @@ std::string HostPort::ToString() const {
 
 absl::StatusOr<HostPort> ParseHostPort(std::string_view text) {
   auto invalid = [&](std::string_view what) {
-    return absl::InvalidArgumentError(fmt::format("'{}' {}; write HOST:PORT or [IPV6]:PORT", text.substr(0, 300), what));
+    return absl::InvalidArgumentError(
+        fmt::format("'{}' {}; write HOST:PORT or [IPV6]:PORT", text.substr(0, 300), what));
   };
   const size_t colon = text.rfind(':');
   if (colon == std::string_view::npos) return invalid("has no port");
@@ -30,12 +30,14 @@ absl::StatusOr<HostPort> ParseHostPort(std::string_view text) {
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
     for (const char c : host) {
-      if (!std::isxdigit(static_cast<unsigned char>(c)) && c != ':' && c != '.' && c != '%') return invalid("is no IPv6 address");
+      if (!std::isxdigit(static_cast<unsigned char>(c)) && c != ':' && c != '.' && c != '%')
+        return invalid("is no IPv6 address");
     }
   } else {
     for (const char c : host) {
       if (c == ':') return invalid("needs brackets around its IPv6 address");
-      if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_') return invalid("has a host with odd characters");
+      if (!std::isalnum(static_cast<unsigned char>(c)) && c != '.' && c != '-' && c != '_')
+        return invalid("has a host with odd characters");
     }
   }
   if (host.empty()) return invalid("has no host");
@@ -73,7 +75,7 @@ absl::Status CheckCanListen(const HostPort& address) {
     if (!bound) last_error = errno;
     close(fd);
     if (bound) return absl::OkStatus();
-    if (last_error == EADDRINUSE) break;   // a name that resolves to two families: taken in one is taken
+    if (last_error == EADDRINUSE) break;  // a name that resolves to two families: taken in one is taken
   }
   return absl::UnavailableError(fmt::format("cannot listen on {}: {}", address.ToString(), std::strerror(last_error)));
 }

@@ -11,10 +11,10 @@
 namespace nibble {
 
 struct HostPort {
-  std::string host;   // name, IPv4, or IPv6 without brackets
+  std::string host;  // name, IPv4, or IPv6 without brackets
   uint16_t port = 0;
 
-  std::string ToString() const;   // brackets around IPv6
+  std::string ToString() const;  // brackets around IPv6
 };
 
 // "localhost:50051", "0.0.0.0:0", "[::1]:50051". INVALID_ARGUMENT quotes the text and says what is wrong with it.

@@ -15,8 +15,8 @@ void BlockShutdownSignals();
 // Returns the signal's number. A signal that came between BlockShutdownSignals and now counts.
 int WaitForShutdownSignal();
 
-// From now on SIGTERM or SIGINT ends the process with status 128 + signal, without any clean-up. A handler, not the default
-// action: the kernel ignores default-action signals to the first process of a container.
+// From now on SIGTERM or SIGINT ends the process with status 128 + signal, without any clean-up. A handler, not the
+// default action: the kernel ignores default-action signals to the first process of a container.
 void ExitOnNextShutdownSignal();
 
 }  // namespace nibble

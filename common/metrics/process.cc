@@ -19,7 +19,8 @@ namespace {
 
 double Seconds(const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; }
 
-// Field `index` (1-based, as proc(5) counts) of /proc/self/stat; the command name in field 2 may hold anything, so count behind it.
+// Field `index` (1-based, as proc(5) counts) of /proc/self/stat; the command name in field 2 may hold anything, so
+// count behind it.
 int64_t StatField(const std::string& stat, int index) {
   const size_t behind_name = stat.rfind(')');
   if (behind_name == std::string::npos) return 0;
@@ -42,7 +43,7 @@ int64_t BootTimeSeconds() {
 int64_t OpenFiles() {
   DIR* dir = opendir("/proc/self/fd");
   if (dir == nullptr) return 0;
-  int64_t count = -3;   // ".", ".." and the descriptor of this very listing
+  int64_t count = -3;  // ".", ".." and the descriptor of this very listing
   while (readdir(dir) != nullptr) ++count;
   closedir(dir);
   return count;
@@ -77,12 +78,13 @@ std::vector<prometheus::MetricFamily> ProcessMetrics::Collect() const {
       Family("process_resident_memory_bytes", "Resident memory size in bytes.", MetricType::Gauge, resident),
       Family("process_virtual_memory_bytes", "Virtual memory size in bytes.", MetricType::Gauge,
              static_cast<double>(StatField(stat, 23))),
-      Family("process_open_fds", "Number of open file descriptors.", MetricType::Gauge, static_cast<double>(OpenFiles())),
+      Family("process_open_fds", "Number of open file descriptors.", MetricType::Gauge,
+             static_cast<double>(OpenFiles())),
       Family("process_max_fds", "Maximum number of open file descriptors.", MetricType::Gauge,
              static_cast<double>(files.rlim_cur)),
       Family("process_threads", "Number of threads.", MetricType::Gauge, static_cast<double>(StatField(stat, 20))),
-      Family("process_start_time_seconds", "Start time of the process, in seconds since the Unix epoch.", MetricType::Gauge,
-             start_time),
+      Family("process_start_time_seconds", "Start time of the process, in seconds since the Unix epoch.",
+             MetricType::Gauge, start_time),
   };
 }
 

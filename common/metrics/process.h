@@ -1,10 +1,11 @@
-// The process_* metrics every Prometheus client exports and prometheus-cpp does not; read from /proc/self at each scrape.
+// The process_* metrics every Prometheus client exports and prometheus-cpp does not; read from /proc/self at each
+// scrape.
 #pragma once
-
-#include <vector>
 
 #include <prometheus/collectable.h>
 #include <prometheus/metric_family.h>
+
+#include <vector>
 
 namespace nibble {
 

@@ -1,11 +1,11 @@
 #include "common/metrics/registry.h"
 
+#include <prometheus/family.h>
+#include <prometheus/text_serializer.h>
+
 #include <exception>
 #include <utility>
 #include <vector>
-
-#include <prometheus/family.h>
-#include <prometheus/text_serializer.h>
 
 #include "common/base/check.h"
 #include "common/metrics/process.h"
@@ -35,7 +35,8 @@ Counter& MetricRegistry::AddCounter(const MetricSpec& spec) {
 Gauge& MetricRegistry::AddGauge(const MetricSpec& spec) { return Add(prometheus::BuildGauge(), *registry_, spec); }
 
 Histogram& MetricRegistry::AddHistogram(const MetricSpec& spec, std::span<const double> buckets) {
-  return Add(prometheus::BuildHistogram(), *registry_, spec, Histogram::BucketBoundaries(buckets.begin(), buckets.end()));
+  return Add(prometheus::BuildHistogram(), *registry_, spec,
+             Histogram::BucketBoundaries(buckets.begin(), buckets.end()));
 }
 
 std::string MetricRegistry::Text() const {

@@ -1,5 +1,5 @@
-// Prometheus metrics behind one small page. Everything is created at start-up and lives as long as the registry; hot paths keep
-// references, so counting is one atomic addition and observing one uncontended mutex.
+// Prometheus metrics behind one small page. Everything is created at start-up and lives as long as the registry; hot
+// paths keep references, so counting is one atomic addition and observing one uncontended mutex.
 //
 //   MetricRegistry metrics;
 //   auto& steps = metrics.AddCounter({"nibble_worker_steps_total", "Executed steps."});
@@ -7,16 +7,16 @@
 //   steps.Increment();
 #pragma once
 
-#include <map>
-#include <memory>
-#include <span>
-#include <string>
-
 #include <prometheus/collectable.h>
 #include <prometheus/counter.h>
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
 
 namespace nibble {
 
@@ -25,9 +25,9 @@ using Gauge = prometheus::Gauge;
 using Histogram = prometheus::Histogram;
 
 struct MetricSpec {
-  std::string name;                            // nibble_..., unit as suffix: _seconds, _bytes, _total for counters
-  std::string help;                            // one sentence, with the unit
-  std::map<std::string, std::string> labels;   // fixed; one family has one set of label names
+  std::string name;                           // nibble_..., unit as suffix: _seconds, _bytes, _total for counters
+  std::string help;                           // one sentence, with the unit
+  std::map<std::string, std::string> labels;  // fixed; one family has one set of label names
 };
 
 class MetricRegistry {

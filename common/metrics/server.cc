@@ -1,11 +1,11 @@
 #include "common/metrics/server.h"
 
+#include <prometheus/exposer.h>
+#include <spdlog/fmt/fmt.h>
+
 #include <exception>
 #include <utility>
 #include <vector>
-
-#include <prometheus/exposer.h>
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/status.h"
 
@@ -21,7 +21,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
   std::unique_ptr<MetricsServer> server(new MetricsServer);
   // civetweb throws when it cannot bind, and says only "null context".
   try {
-    // Two threads and a short timeout: scrapers are few, and one that stops reading must not keep the others out for long.
+    // Two threads and a short timeout: scrapers are few, and one that stops reading must not keep the others out for
+    // long.
     server->exposer_ = std::make_unique<prometheus::Exposer>(std::vector<std::string>{
         "listening_ports", address.ToString(), "num_threads", "2", "request_timeout_ms", "5000"});
     server->exposer_->RegisterCollectable(registry.registry_);

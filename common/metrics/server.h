@@ -18,7 +18,8 @@ class MetricsServer {
  public:
   // `listen` is HOST:PORT, port 0 = any free one. UNAVAILABLE "cannot listen on ..." when the port is taken.
   // `registry` outlives the server.
-  static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen, const MetricRegistry& registry);
+  static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(const std::string& listen,
+                                                              const MetricRegistry& registry);
   ~MetricsServer();
 
   // Where it listens, with the port the kernel chose.

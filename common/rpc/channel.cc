@@ -9,9 +9,11 @@
 
 namespace nibble {
 
-absl::StatusOr<std::shared_ptr<grpc::Channel>> CreateChannel(const std::string& address, const ChannelOptions& options) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> CreateChannel(const std::string& address,
+                                                             const ChannelOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const HostPort target, ParseHostPort(address));
-  if (target.port == 0) return absl::InvalidArgumentError(fmt::format("'{}' has port 0, which nobody listens on", address));
+  if (target.port == 0)
+    return absl::InvalidArgumentError(fmt::format("'{}' has port 0, which nobody listens on", address));
   NIBBLE_ASSIGN_OR_RETURN(std::shared_ptr<grpc::ChannelCredentials> credentials, MakeChannelCredentials(options.tls));
 
   grpc::ChannelArguments arguments;

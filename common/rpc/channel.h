@@ -1,11 +1,12 @@
-// A gRPC channel with the project's options: finds out within seconds that the other side is gone, comes back within one.
+// A gRPC channel with the project's options: finds out within seconds that the other side is gone, comes back within
+// one.
 #pragma once
+
+#include <grpcpp/channel.h>
 
 #include <chrono>
 #include <memory>
 #include <string>
-
-#include <grpcpp/channel.h>
 
 #include "absl/status/statusor.h"
 #include "common/rpc/tls.h"
@@ -22,8 +23,9 @@ struct ChannelOptions {
   std::chrono::milliseconds max_reconnect_backoff{1000};
 };
 
-// `address` is HOST:PORT with a port above 0. Connects lazily; every channel has its own connection. gRPC's own retries and
-// the http_proxy variable are off: the caller decides what is sent again, and workers are never behind a web proxy.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> CreateChannel(const std::string& address, const ChannelOptions& options = {});
+// `address` is HOST:PORT with a port above 0. Connects lazily; every channel has its own connection. gRPC's own retries
+// and the http_proxy variable are off: the caller decides what is sent again, and workers are never behind a web proxy.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> CreateChannel(const std::string& address,
+                                                             const ChannelOptions& options = {});
 
 }  // namespace nibble

@@ -1,13 +1,13 @@
 #include "common/rpc/server.h"
 
-#include <mutex>
-#include <utility>
-
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
 #include <spdlog/fmt/fmt.h>
+
+#include <mutex>
+#include <utility>
 
 #include "common/base/log.h"
 #include "common/base/status.h"
@@ -55,23 +55,23 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const RpcServerOptio
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
   builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
   const auto set = [&](const char* name, int64_t value) { builder.AddChannelArgument(name, static_cast<int>(value)); };
-  set(GRPC_ARG_ALLOW_REUSEPORT, 0);   // two servers on one port would each get half of the clients
+  set(GRPC_ARG_ALLOW_REUSEPORT, 0);  // two servers on one port would each get half of the clients
   set(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_concurrent_streams);
   set(GRPC_ARG_MAX_METADATA_SIZE, 16 << 10);
   set(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10000);
   set(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_time.count());
   set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout.count());
   set(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  set(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);   // on a silent stream pings are all there is
+  set(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // on a silent stream pings are all there is
   // Clients may ping twice as often as we do before they are called abusive.
   set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, options.keepalive_time.count() / 2);
 
   std::unique_ptr<RpcServer> server(new RpcServer);
   server->server_ = builder.BuildAndStart();
   if (server->server_ == nullptr || port == 0) {
-    return absl::UnavailableError(fmt::format(
-        "cannot listen on {}: the port was taken just now{}", address.ToString(),
-        options.tls.enabled() ? ", or TLS certificate and private key do not belong together" : ""));
+    return absl::UnavailableError(
+        fmt::format("cannot listen on {}: the port was taken just now{}", address.ToString(),
+                    options.tls.enabled() ? ", or TLS certificate and private key do not belong together" : ""));
   }
   address.port = static_cast<uint16_t>(port);
   server->address_ = std::move(address);

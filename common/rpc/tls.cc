@@ -1,9 +1,9 @@
 #include "common/rpc/tls.h"
 
+#include <spdlog/fmt/fmt.h>
+
 #include <string_view>
 #include <utility>
-
-#include <spdlog/fmt/fmt.h>
 
 #include "common/base/file.h"
 #include "common/base/status.h"
@@ -50,7 +50,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials
   if (!tls.enabled()) return grpc::InsecureChannelCredentials();
   NIBBLE_RETURN_IF_ERROR(CheckPair(tls));
   if (tls.ca_file.empty()) {
-    return absl::InvalidArgumentError("a TLS certificate without a CA: a client needs the CA of the server it talks to");
+    return absl::InvalidArgumentError(
+        "a TLS certificate without a CA: a client needs the CA of the server it talks to");
   }
   grpc::SslCredentialsOptions options;
   NIBBLE_ASSIGN_OR_RETURN(options.pem_root_certs, ReadPem(tls.ca_file, "TLS CA"));

@@ -1,12 +1,11 @@
 #include "common/base/address.h"
 
+#include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <string>
-
-#include <gtest/gtest.h>
 
 namespace nibble {
 namespace {
@@ -20,8 +19,9 @@ TEST(ParseHostPort, AcceptsNamesAndBothFamilies) {
 }
 
 TEST(ParseHostPort, RefusesTheRestAndQuotesIt) {
-  for (const char* text : {"", "localhost", ":50051", "localhost:", "localhost:65536", "localhost:-1", "localhost:+1", "localhost:1x",
-                           "::1:50051", "[::1]", "[]:1", "[zz]:1", "a b:1", "http://localhost:80", "localhost: 80"}) {
+  for (const char* text :
+       {"", "localhost", ":50051", "localhost:", "localhost:65536", "localhost:-1", "localhost:+1", "localhost:1x",
+        "::1:50051", "[::1]", "[]:1", "[zz]:1", "a b:1", "http://localhost:80", "localhost: 80"}) {
     const auto parsed = ParseHostPort(text);
     ASSERT_FALSE(parsed.ok()) << text;
     EXPECT_EQ(parsed.status().code(), absl::StatusCode::kInvalidArgument);
@@ -49,7 +49,7 @@ TEST(CheckCanListen, NamesATakenPort) {
 }
 
 TEST(CheckCanListen, NamesAForeignAddress) {
-  EXPECT_FALSE(CheckCanListen({"192.0.2.1", 0}).ok());   // TEST-NET-1: nobody's own address
+  EXPECT_FALSE(CheckCanListen({"192.0.2.1", 0}).ok());  // TEST-NET-1: nobody's own address
 }
 
 }  // namespace

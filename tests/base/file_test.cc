@@ -1,13 +1,12 @@
 #include "common/base/file.h"
 
+#include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <string>
-
-#include <gtest/gtest.h>
 
 namespace nibble {
 namespace {
@@ -22,7 +21,8 @@ class FileTest : public testing::Test {
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
   size_t NumFiles() const {
-    return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(dir_), std::filesystem::directory_iterator()));
+    return static_cast<size_t>(
+        std::distance(std::filesystem::directory_iterator(dir_), std::filesystem::directory_iterator()));
   }
   std::string dir_;
 };
@@ -40,7 +40,7 @@ TEST_F(FileTest, WritesReplacesAndReads) {
 TEST_F(FileTest, AFailedWriteLeavesNothing) {
   const std::string taken = dir_ + "/taken";
   ASSERT_EQ(mkdir(taken.c_str(), 0755), 0);
-  const absl::Status status = WriteFileAtomically(taken, "x");   // rename onto a directory
+  const absl::Status status = WriteFileAtomically(taken, "x");  // rename onto a directory
   EXPECT_FALSE(status.ok());
   EXPECT_NE(status.message().find(taken), std::string::npos) << status;
   EXPECT_EQ(NumFiles(), 1u);

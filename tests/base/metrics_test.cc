@@ -1,15 +1,13 @@
-#include "common/metrics/registry.h"
-
 #include <arpa/inet.h>
+#include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <string>
 
-#include <gtest/gtest.h>
-
 #include "common/metrics/buckets.h"
+#include "common/metrics/registry.h"
 #include "common/metrics/server.h"
 
 namespace nibble {
@@ -41,7 +39,8 @@ TEST(MetricRegistry, MembersOfAFamilyShareTheirName) {
   metrics.AddGauge({"nibble_free_pages", "Free pages."}).Set(17);
   metrics.AddHistogram({"nibble_wait_seconds", "Waits."}, kLatencyBuckets).Observe(0.001);
   const std::string text = metrics.Text();
-  EXPECT_NE(text.find("# HELP nibble_requests_total Requests.\n# TYPE nibble_requests_total counter\n"), std::string::npos);
+  EXPECT_NE(text.find("# HELP nibble_requests_total Requests.\n# TYPE nibble_requests_total counter\n"),
+            std::string::npos);
   EXPECT_NE(text.find("nibble_requests_total{code=\"OK\"} 3\n"), std::string::npos) << text;
   EXPECT_NE(text.find("nibble_requests_total{code=\"CANCELLED\"} 0\n"), std::string::npos);
   EXPECT_NE(text.find("nibble_free_pages 17\n"), std::string::npos);

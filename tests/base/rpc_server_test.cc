@@ -1,10 +1,10 @@
-#include <chrono>
-#include <memory>
-#include <string>
-
 #include <grpcpp/client_context.h>
 #include <grpcpp/impl/codegen/client_unary_call.h>
 #include <gtest/gtest.h>
+
+#include <chrono>
+#include <memory>
+#include <string>
 
 #include "common/base/file.h"
 #include "common/rpc/channel.h"
@@ -26,7 +26,8 @@ class EchoWorker : public v1::Worker::CallbackService {
     reactor->Finish(grpc::Status::OK);
     return reactor;
   }
-  grpc::ServerUnaryReactor* Join(grpc::CallbackServerContext* context, const v1::JoinRequest*, v1::JoinResponse*) override {
+  grpc::ServerUnaryReactor* Join(grpc::CallbackServerContext* context, const v1::JoinRequest*,
+                                 v1::JoinResponse*) override {
     auto* reactor = context->DefaultReactor();
     reactor->Finish(ToGrpcStatus(InvalidFieldError("epoch", "is 1, must be above 1"), Audience::kPeer));
     return reactor;

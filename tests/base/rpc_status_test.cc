@@ -1,11 +1,10 @@
-#include "common/rpc/status.h"
+#include <gtest/gtest.h>
 
 #include <chrono>
 #include <string>
 #include <vector>
 
-#include <gtest/gtest.h>
-
+#include "common/rpc/status.h"
 #include "google/rpc/status.pb.h"
 
 namespace nibble {
@@ -26,9 +25,11 @@ TEST(RpcStatus, EveryCodeSurvivesTheRoundTrip) {
 }
 
 TEST(RpcStatus, ViolationsAndRetryDelaySurvive) {
-  const std::vector<FieldViolation> violations = {{"sampling_params.top_p", "is 2, must be at most 1"}, {"priority", "is 101, must be at most 100"}};
+  const std::vector<FieldViolation> violations = {{"sampling_params.top_p", "is 2, must be at most 1"},
+                                                  {"priority", "is 101, must be at most 100"}};
   const absl::Status status = WithRetryAfter(InvalidFieldsError(violations), milliseconds(1250));
-  EXPECT_EQ(std::string(status.message()), "sampling_params.top_p is 2, must be at most 1; priority is 101, must be at most 100");
+  EXPECT_EQ(std::string(status.message()),
+            "sampling_params.top_p is 2, must be at most 1; priority is 101, must be at most 100");
   const absl::Status back = FromGrpcStatus(ToGrpcStatus(status, Audience::kClient));
   EXPECT_EQ(back, status);
   ASSERT_EQ(FieldViolations(back).size(), 2u);
@@ -52,7 +53,8 @@ TEST(RpcStatus, ClientsNeverReadInternalErrors) {
 
 TEST(RpcStatus, TrailersStaySmallAndUtf8) {
   std::vector<FieldViolation> violations;
-  for (int i = 0; i < 1000; ++i) violations.push_back({"stop[" + std::to_string(i) + "]", std::string(500, 'x') + "\xff\xc3"});
+  for (int i = 0; i < 1000; ++i)
+    violations.push_back({"stop[" + std::to_string(i) + "]", std::string(500, 'x') + "\xff\xc3"});
   const grpc::Status wire = ToGrpcStatus(InvalidFieldsError(violations), Audience::kClient);
   EXPECT_LE(wire.error_message().size(), 1024u);
   EXPECT_LE(wire.error_details().size(), 4096u);
@@ -62,20 +64,26 @@ TEST(RpcStatus, TrailersStaySmallAndUtf8) {
   // Cut between characters, never inside one.
   const grpc::Status cut = ToGrpcStatus(absl::NotFoundError(std::string(1023, 'a') + "é"), Audience::kPeer);
   EXPECT_EQ(cut.error_message(), std::string(1023, 'a'));
-  EXPECT_EQ(ToGrpcStatus(absl::NotFoundError("a\xff\xe2\x82" "b\x01\xe2\x82\xac\xed\xa0\x80"), Audience::kPeer).error_message(),
+  EXPECT_EQ(ToGrpcStatus(absl::NotFoundError("a\xff\xe2\x82"
+                                             "b\x01\xe2\x82\xac\xed\xa0\x80"),
+                         Audience::kPeer)
+                .error_message(),
             "a???b?\xe2\x82\xac???");
 }
 
 TEST(RpcStatus, HostileDetailsAreDropped) {
-  const absl::Status garbage = FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone", "\xff\xff\xff not a proto"));
+  const absl::Status garbage =
+      FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone", "\xff\xff\xff not a proto"));
   EXPECT_EQ(garbage, absl::UnavailableError("gone"));
   google::rpc::Status wire;
   auto* detail = wire.add_details();
   detail->set_type_url("type.googleapis.com/google.rpc.RetryInfo");
-  detail->set_value("\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f");   // 2^63 - 1 seconds, in a field cut short
-  EXPECT_EQ(RetryAfter(FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "", wire.SerializeAsString()))), std::nullopt);
+  detail->set_value("\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f");  // 2^63 - 1 seconds, in a field cut short
+  EXPECT_EQ(RetryAfter(FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "", wire.SerializeAsString()))),
+            std::nullopt);
   detail->set_value("\x0a\x0a\x08\xff\xff\xff\xff\xff\xff\xff\xff\x7f");
-  EXPECT_EQ(RetryAfter(FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "", wire.SerializeAsString()))), milliseconds(86400000));
+  EXPECT_EQ(RetryAfter(FromGrpcStatus(grpc::Status(grpc::StatusCode::UNAVAILABLE, "", wire.SerializeAsString()))),
+            milliseconds(86400000));
 }
 
 }  // namespace

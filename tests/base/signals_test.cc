@@ -1,10 +1,9 @@
 #include "common/base/signals.h"
 
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <gtest/gtest.h>
 
 namespace nibble {
 namespace {
