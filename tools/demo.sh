@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 keep=false setup=true
-prompt='It was late in the autumn when the old gentleman returned to the house, and'
+prompt='The rain had not ceased since morning. Elizabeth stood at the window, and'
 while [ $# -gt 0 ]; do
   case $1 in
     --keep) keep=true ;;
@@ -35,7 +35,7 @@ done
 run_dir=$PWD/build/demo
 bin=$PWD/build/release/bin
 source_model=deploy/models/novelist-17m
-model=$run_dir/w4a4kv4
+model=$run_dir/novelist-17m-w4a4kv4  # the name it will have in the service
 LOG_DIR=$run_dir/log
 STEPS_TOTAL=7
 mkdir -p "$LOG_DIR"
@@ -146,11 +146,11 @@ server=127.0.0.1:$port
 "$bin/nibble" status --server "$server" --wait 60 >/dev/null
 echo "    ${green}ready${plain}  $(seconds_since "$begin") s  ${dim}router $server, workers ${workers[*]}${plain}"
 
+sampling=(--max-tokens 150 --temperature 0.75 --top-p 0.9 --repetition-penalty 1.1 --seed 6)
 step_header 'Generate'
-echo "$STEP_TITLE  ${dim}nibble generate --server $server --temperature 0.7 --top-p 0.9 --seed 3${plain}"
+echo "$STEP_TITLE  ${dim}nibble generate --server $server ${sampling[*]}${plain}"
 echo
-"$bin/nibble" generate --server "$server" --prompt "$prompt" --echo --max-tokens 160 --temperature 0.7 --top-p 0.9 --seed 3 \
-  --deadline 60 | tee "$run_dir/prose.txt" | fold -s -w "$(tput cols 2>/dev/null || echo 100)"
+"$bin/nibble" generate --server "$server" --prompt "$prompt" --echo "${sampling[@]}" --deadline 60 | tee "$run_dir/prose.txt"
 if [ "$(wc -w <"$run_dir/prose.txt")" -lt 40 ]; then
   echo "demo: the generation is shorter than 40 words" >&2
   exit 1

@@ -1,4 +1,9 @@
 // nibble-quantize from directory to directory.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -7,10 +12,6 @@
 #include <iterator>
 #include <string>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include "common/model/json_file.h"
 #include "kernels/ops.h"
 #include "tests/model/tiny_model.h"
@@ -55,7 +56,8 @@ class QuantizeModelTest : public ::testing::Test {
     options.output = dir_ / "out";
     options.mode = mode;
     options.calibration = dir_ / "text";
-    options.calibration_options = {.windows = 6, .min_windows = 4, .window_tokens = 48, .sample_rows = 64, .threads = 2};
+    options.calibration_options = {
+        .windows = 6, .min_windows = 4, .window_tokens = 48, .sample_rows = 64, .threads = 2};
     return options;
   }
   absl::StatusOr<QuantizeReport> Quantize(const QuantizeOptions& options) {
@@ -125,7 +127,8 @@ TEST_F(QuantizeModelTest, UnquantizedModeCopiesEveryValue) {
   ASSERT_TRUE(source.ok() && copy.ok());
   ASSERT_EQ((*source)->tensors().tensors().size(), (*copy)->tensors().tensors().size());
   for (const LinearShape& shape : DecoderLinears((*source)->config())) {
-    const auto a = (*source)->Linear(shape.name, ShardAxis::kNone, 0, 1), b = (*copy)->Linear(shape.name, ShardAxis::kNone, 0, 1);
+    const auto a = (*source)->Linear(shape.name, ShardAxis::kNone, 0, 1),
+               b = (*copy)->Linear(shape.name, ShardAxis::kNone, 0, 1);
     ASSERT_TRUE(a.ok() && b.ok());
     EXPECT_EQ(std::memcmp(a->dense.data(), b->dense.data(), a->dense.size() * sizeof(BF16)), 0) << shape.name;
     EXPECT_EQ(a->bias, b->bias) << shape.name;
@@ -151,7 +154,7 @@ TEST_F(QuantizeModelTest, ReplacesAnOutputOnlyWhenAsked) {
   options.overwrite = true;
   ASSERT_TRUE(Quantize(options).ok());
   EXPECT_EQ(LoadModelConfig(options.output)->quantization, Quantization::kW4A8KV4);
-  EXPECT_EQ(Entries(dir_.path()), 3u);   // source, text, out
+  EXPECT_EQ(Entries(dir_.path()), 3u);  // source, text, out
 
   options.output = options.model + "/../source/";
   ExpectRefused(options, absl::StatusCode::kInvalidArgument, "is the model itself");
@@ -168,7 +171,8 @@ TEST_F(QuantizeModelTest, RefusesSourcesItCannotUse) {
   ExpectRefused(options, absl::StatusCode::kInvalidArgument, "is quantized already (w4a8kv4)");
 
   WriteSource({.intermediate_size = 320, .vocab_size = 4096});
-  ExpectRefused(Options(Quantization::kW4A4KV4), absl::StatusCode::kInvalidArgument, "down_proj has 320 input channels");
+  ExpectRefused(Options(Quantization::kW4A4KV4), absl::StatusCode::kInvalidArgument,
+                "down_proj has 320 input channels");
 
   WriteSource({.vocab_size = 300});
   ExpectRefused(Options(Quantization::kW4A4KV4), absl::StatusCode::kInvalidArgument, "the model's vocabulary has 300");
@@ -225,7 +229,8 @@ TEST_F(QuantizeModelTest, TheBundledModelLoadsAtOneAndTwo) {
     if (mode == Quantization::kW4A4KV4) {
       EXPECT_LE(static_cast<double>(report->eight_bit_blocks), 0.17 * static_cast<double>(report->blocks));
     }
-    const auto too_many = (*Checkpoint::Open(options.output))->Linear("model.layers.0.self_attn.k_proj", ShardAxis::kColumns, 0, 4);
+    const auto too_many =
+        (*Checkpoint::Open(options.output))->Linear("model.layers.0.self_attn.k_proj", ShardAxis::kColumns, 0, 4);
     EXPECT_TRUE(absl::IsInvalidArgument(too_many.status()));
   }
 }
@@ -261,7 +266,8 @@ TEST_F(CommandTest, SaysWhatItWants) {
 }
 
 TEST_F(CommandTest, Quantizes) {
-  EXPECT_EQ(Run(Paths() + " --window-tokens 64 --windows 4 --threads 2 --calibration " + (dir_ / "text")), 0) << output_;
+  EXPECT_EQ(Run(Paths() + " --window-tokens 64 --windows 4 --threads 2 --calibration " + (dir_ / "text")), 0)
+      << output_;
   EXPECT_THAT(output_, HasSubstr("4 of 20 blocks in 8 bits"));
   EXPECT_NE(Run(Paths() + " --mode bf16"), 0);
   EXPECT_THAT(output_, HasSubstr("exists"));
@@ -273,7 +279,8 @@ TEST_F(CommandTest, Quantizes) {
 TEST_F(CommandTest, SurvivesAFullDisk) {
   const char* bin = std::getenv("NIBBLE_BIN_DIR");
   ASSERT_NE(bin, nullptr);
-  const std::string command = "ulimit -f 100; exec " + std::string(bin) + "/nibble-quantize " + Paths() + " --mode bf16 2>/dev/null";
+  const std::string command =
+      "ulimit -f 100; exec " + std::string(bin) + "/nibble-quantize " + Paths() + " --mode bf16 2>/dev/null";
   const int status = std::system(command.c_str());
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 1);

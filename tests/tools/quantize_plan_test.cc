@@ -1,4 +1,5 @@
-#include "tools/quantize/input_plan.h"
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
@@ -7,8 +8,7 @@
 #include <random>
 #include <vector>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
+#include "tools/quantize/input_plan.h"
 
 namespace nibble {
 namespace {
@@ -51,7 +51,7 @@ TEST(PlanInput, GathersTheImportantChannelsInEightBits) {
   EXPECT_THAT(whole.block_bits, ElementsAre(8, 4, 4, 4));
   EXPECT_THAT(std::vector<int32_t>(whole.perm.begin(), whole.perm.begin() + 5), ElementsAre(3, 200, 300, 511, 0));
 
-  importance[300] = importance[511] = 2;   // the first half needs it more
+  importance[300] = importance[511] = 2;  // the first half needs it more
   EXPECT_THAT(PlanInput(importance, 2, 1).block_bits, ElementsAre(8, 4, 4, 4));
   EXPECT_THAT(PlanInput(importance, 2, 2).block_bits, ElementsAre(8, 4, 8, 4));
   EXPECT_THAT(PlanInput(importance, 2, 4).block_bits, Each(8));
@@ -67,7 +67,7 @@ class CodingErrorTest : public ::testing::Test {
     for (int t = 0; t < 64; ++t) {
       for (int c = 0; c < 256; ++c) {
         const float uniform = static_cast<float>(random() >> 40) * 0x1p-24f * 2 - 1;
-        samples_.push_back(uniform * (c % 37 == 0 ? 30.0f : 1.0f));   // 7 outlier channels, scattered
+        samples_.push_back(uniform * (c % 37 == 0 ? 30.0f : 1.0f));  // 7 outlier channels, scattered
       }
     }
   }
@@ -97,7 +97,7 @@ TEST_F(CodingErrorTest, FallsWithBitsAndWithGathering) {
 TEST_F(CodingErrorTest, CountsOnlyWhatTheLinearReads) {
   std::vector<float> importance(256, 1.0f);
   const InputPlan plan = PlanInput(importance, 1, 0);
-  for (size_t c = 0; c < 256; ++c) energy_[c] = c % 37 == 0 ? 0.0f : 1.0f;   // outliers nobody reads hurt the others
+  for (size_t c = 0; c < 256; ++c) energy_[c] = c % 37 == 0 ? 0.0f : 1.0f;  // outliers nobody reads hurt the others
   EXPECT_GT(Error(plan), 0.2);
 }
 
@@ -108,7 +108,10 @@ TEST_F(CodingErrorTest, SilenceCostsNothing) {
 
 BlockBidder Bidder(std::vector<double> errors, int64_t at_least, double worth = 1) {
   const int64_t at_most = static_cast<int64_t>(errors.size()) - 1;
-  return {.name = "b", .at_least = at_least, .at_most = at_most, .worth = worth,
+  return {.name = "b",
+          .at_least = at_least,
+          .at_most = at_most,
+          .worth = worth,
           .error = [errors](int64_t n) -> absl::StatusOr<double> { return errors[static_cast<size_t>(n)]; }};
 }
 
@@ -117,7 +120,7 @@ TEST(AllocateEightBitBlocks, GivesEachBlockWhereErrorFallsMost) {
   EXPECT_THAT(*AllocateEightBitBlocks(bidders, 1), ElementsAre(0, 0, 1));
   EXPECT_THAT(*AllocateEightBitBlocks(bidders, 2), ElementsAre(0, 1, 1));
   EXPECT_THAT(*AllocateEightBitBlocks(bidders, 3), ElementsAre(1, 1, 1));
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 0), ElementsAre(0, 0, 1));   // minimums come first
+  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 0), ElementsAre(0, 0, 1));  // minimums come first
   EXPECT_THAT(*AllocateEightBitBlocks(bidders, 99), ElementsAre(3, 2, 1));
 }
 

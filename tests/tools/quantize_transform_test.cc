@@ -1,4 +1,7 @@
-// Transforms and permutations do not change the function: logits before and after, by a forward pass of this test's own.
+// Transforms and permutations do not change the function: logits before and after, by a forward pass of this test's
+// own.
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -8,7 +11,6 @@
 #include <string>
 #include <vector>
 
-#include <gtest/gtest.h>
 #include "common/base/check.h"
 #include "tests/model/tiny_model.h"
 #include "tools/quantize/dense_layer.h"
@@ -21,7 +23,7 @@ using ::nibble::testing::TempDir;
 using ::nibble::testing::TinyModel;
 using ::nibble::testing::WriteTinyModel;
 using Vector = std::vector<double>;
-using Matrix = std::vector<Vector>;   // [T, channels]
+using Matrix = std::vector<Vector>;  // [T, channels]
 
 struct FloatModel {
   ModelConfig config;
@@ -29,7 +31,7 @@ struct FloatModel {
   std::vector<Vector> input_norms, post_norms;
   Vector final_norm;
   std::vector<DenseLayer> layers;
-  std::vector<float> head;   // [V, H]
+  std::vector<float> head;  // [V, H]
 };
 
 FloatModel Load(const std::string& dir) {
@@ -45,7 +47,8 @@ FloatModel Load(const std::string& dir) {
     return out;
   };
   const Vector table = dense("model.embed_tokens.weight", {model.config.vocab_size, h});
-  for (int64_t v = 0; v < model.config.vocab_size; ++v) model.embedding.emplace_back(table.begin() + v * h, table.begin() + (v + 1) * h);
+  for (int64_t v = 0; v < model.config.vocab_size; ++v)
+    model.embedding.emplace_back(table.begin() + v * h, table.begin() + (v + 1) * h);
   for (int64_t i = 0; i < model.config.num_layers; ++i) {
     const std::string prefix = "model.layers." + std::to_string(i);
     model.input_norms.push_back(dense(prefix + ".input_layernorm.weight", {h}));
@@ -82,7 +85,8 @@ Vector Product(const std::vector<float>& weight, const std::vector<float>& bias,
 void Rotate(Vector* x, int64_t heads, int64_t d, int64_t position, double theta) {
   for (int64_t head = 0; head < heads; ++head) {
     for (int64_t i = 0; i < d / 2; ++i) {
-      const double angle = static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+      const double angle =
+          static_cast<double>(position) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
       double& a = (*x)[static_cast<size_t>(head * d + i)];
       double& b = (*x)[static_cast<size_t>(head * d + i + d / 2)];
       const double c = std::cos(angle), s = std::sin(angle), old = a;
@@ -94,7 +98,8 @@ void Rotate(Vector* x, int64_t heads, int64_t d, int64_t position, double theta)
 
 // Logits [T, V]. `see` gets every linear input and may replace it, as permuted codes replace channels.
 Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
-              const std::function<Vector(size_t layer, LayerInput, const Vector&)>& see, std::vector<LayerStatistics>* keys = nullptr) {
+              const std::function<Vector(size_t layer, LayerInput, const Vector&)>& see,
+              std::vector<LayerStatistics>* keys = nullptr) {
   const ModelConfig& c = model.config;
   const int64_t d = c.head_dim, groups = c.num_query_groups();
   Matrix x;
@@ -128,7 +133,8 @@ Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
         double total = 0;
         for (size_t s = 0; s <= t; ++s) {
           double dot = 0;
-          for (int64_t i = 0; i < d; ++i) dot += q[t][static_cast<size_t>(head * d + i)] * k[s][static_cast<size_t>(kv * d + i)];
+          for (int64_t i = 0; i < d; ++i)
+            dot += q[t][static_cast<size_t>(head * d + i)] * k[s][static_cast<size_t>(kv * d + i)];
           weights.push_back(std::exp(dot / std::sqrt(static_cast<double>(d))));
           total += weights.back();
         }
@@ -147,7 +153,8 @@ Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
     }
   }
   Matrix logits;
-  for (const Vector& row : x) logits.push_back(Product(model.head, {}, Normalized(row, model.final_norm, c.rms_norm_eps)));
+  for (const Vector& row : x)
+    logits.push_back(Product(model.head, {}, Normalized(row, model.final_norm, c.rms_norm_eps)));
   return logits;
 }
 
@@ -162,7 +169,8 @@ double LargestDifference(const Matrix& a, const Matrix& b) {
 class TransformTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const absl::Status written = WriteTinyModel({.num_heads = 8, .num_kv_heads = 2, .vocab_size = 64, .attention_bias = true}, dir_ / "m");
+    const absl::Status written =
+        WriteTinyModel({.num_heads = 8, .num_kv_heads = 2, .vocab_size = 64, .attention_bias = true}, dir_ / "m");
     ASSERT_TRUE(written.ok()) << written;
     model_ = Load(dir_ / "m");
     statistics_.resize(model_.layers.size());
@@ -171,7 +179,9 @@ class TransformTest : public ::testing::Test {
   TempDir dir_;
   FloatModel model_;
   const std::vector<int> tokens_ = {3, 60, 12, 12, 7, 41, 0, 33};
-  const std::function<Vector(size_t, LayerInput, const Vector&)> unchanged_ = [](size_t, LayerInput, const Vector& x) { return x; };
+  const std::function<Vector(size_t, LayerInput, const Vector&)> unchanged_ = [](size_t, LayerInput, const Vector& x) {
+    return x;
+  };
   std::vector<LayerStatistics> statistics_;
   Matrix before_;
 };
@@ -179,20 +189,25 @@ class TransformTest : public ::testing::Test {
 TEST_F(TransformTest, SmoothAttentionKeepsTheFunction) {
   const std::vector<float> key_max = statistics_[0].key_max;
   std::vector<LayerStatistics> after_statistics(model_.layers.size());
-  for (size_t i = 0; i < model_.layers.size(); ++i) SmoothAttention(0.6).Apply(model_.config, &statistics_[i], &model_.layers[i]);
+  for (size_t i = 0; i < model_.layers.size(); ++i)
+    SmoothAttention(0.6).Apply(model_.config, &statistics_[i], &model_.layers[i]);
   const Matrix after = Logits(model_, tokens_, unchanged_, &after_statistics);
   EXPECT_LT(LargestDifference(before_, after), 1e-4);
 
   // And it did something: keys are of one size now, as the updated statistics say.
-  const auto spread = [](const std::vector<float>& max) { return *std::ranges::max_element(max) / *std::ranges::min_element(max); };
+  const auto spread = [](const std::vector<float>& max) {
+    return *std::ranges::max_element(max) / *std::ranges::min_element(max);
+  };
   EXPECT_LT(spread(after_statistics[0].key_max), 0.8 * spread(key_max));
-  for (size_t i = 0; i < key_max.size(); ++i) EXPECT_NEAR(after_statistics[0].key_max[i], statistics_[0].key_max[i], 1e-4);
+  for (size_t i = 0; i < key_max.size(); ++i)
+    EXPECT_NEAR(after_statistics[0].key_max[i], statistics_[0].key_max[i], 1e-4);
 }
 
 TEST_F(TransformTest, DefaultTransformsKeepTheFunction) {
   ASSERT_FALSE(DefaultTransforms().empty());
   for (const auto& transform : DefaultTransforms()) {
-    for (size_t i = 0; i < model_.layers.size(); ++i) transform->Apply(model_.config, &statistics_[i], &model_.layers[i]);
+    for (size_t i = 0; i < model_.layers.size(); ++i)
+      transform->Apply(model_.config, &statistics_[i], &model_.layers[i]);
   }
   EXPECT_LT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-4);
 }
@@ -215,10 +230,11 @@ TEST_F(TransformTest, PermutationsKeepTheFunction) {
       }
     }
   }
-  EXPECT_GT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-2);   // weights alone are not enough
+  EXPECT_GT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-2);  // weights alone are not enough
   const Matrix after = Logits(model_, tokens_, [&](size_t layer, LayerInput which, const Vector& x) {
     Vector coded;
-    for (const int32_t channel : plans[layer][static_cast<size_t>(which)].perm) coded.push_back(x[static_cast<size_t>(channel)]);
+    for (const int32_t channel : plans[layer][static_cast<size_t>(which)].perm)
+      coded.push_back(x[static_cast<size_t>(channel)]);
     return coded;
   });
   EXPECT_LT(LargestDifference(before_, after), 1e-4);

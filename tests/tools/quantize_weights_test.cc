@@ -1,4 +1,5 @@
-#include "tools/quantize/weight_quantizer.h"
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
@@ -6,8 +7,7 @@
 #include <random>
 #include <vector>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
+#include "tools/quantize/weight_quantizer.h"
 
 namespace nibble {
 namespace {
@@ -49,7 +49,8 @@ std::vector<float> RoundToNearest(std::span<const float> weight) {
       high = std::max(high, q8.back());
     }
     const float s2 = std::max(1.0f, std::nearbyint((high - low) / 15));
-    for (const float q : q8) out.push_back(scale * (std::clamp(std::nearbyint((q - low) / s2), 0.0f, 15.0f) * s2 + low));
+    for (const float q : q8)
+      out.push_back(scale * (std::clamp(std::nearbyint((q - low) / s2), 0.0f, 15.0f) * s2 + low));
   }
   return out;
 }
@@ -77,7 +78,7 @@ TEST(QuantizeRow, StaysInTheFormatForEveryRow) {
     for (float& w : weight) {
       w = size * (round % 3 == 0 ? draws.Uniform() : draws.Bell());
       if (draws.Below(50) == 0) w *= 20;
-      if (round % 5 == 0) w = std::fabs(w);   // one-sided groups use min, not just scale
+      if (round % 5 == 0) w = std::fabs(w);  // one-sided groups use min, not just scale
       if (round % 7 == 0 && draws.Below(3) == 0) w = 0;
     }
     for (float& x : importance) x = std::exp(4 * draws.Uniform());
@@ -95,7 +96,7 @@ TEST(QuantizeRow, IsNeverWorseThanRoundingToNearest) {
     for (float& x : importance) x = std::exp(2 * draws.Uniform());
     const double mine = WeightedError(weight, importance, DequantizeRow(QuantizeRow(weight, importance)));
     const double theirs = WeightedError(weight, importance, RoundToNearest(weight));
-    EXPECT_LE(mine, theirs * 1.02) << round;   // levels are rounded once here, twice there
+    EXPECT_LE(mine, theirs * 1.02) << round;  // levels are rounded once here, twice there
     searched += mine;
     nearest += theirs;
   }
@@ -106,8 +107,8 @@ TEST(QuantizeRow, SpendsPrecisionWhereItMatters) {
   Draws draws(9);
   std::vector<float> weight(128), flat(128, 1.0f), spiked(128, 1.0f);
   for (float& w : weight) w = draws.Bell() * 0.3f;
-  weight[5] = 3;             // an outlier
-  spiked[5] = 1e-6f;         // that nobody reads
+  weight[5] = 3;      // an outlier
+  spiked[5] = 1e-6f;  // that nobody reads
   const std::vector<float> a = DequantizeRow(QuantizeRow(weight, flat)), b = DequantizeRow(QuantizeRow(weight, spiked));
   EXPECT_LT(WeightedError(weight, spiked, b), 0.8 * WeightedError(weight, spiked, a));
 }
@@ -127,7 +128,11 @@ TEST(QuantizeRow, ZerosStayZero) {
 
 TEST(QuantizeLinear, PermutesIntoCodeOrderAndPacks) {
   Draws draws(10);
-  DenseLinear linear{.shape = {.name = "x", .n = 6, .k = 256}, .weight = std::vector<float>(6 * 256), .bias = {1, 2, 3, 4, 5, 6}};
+  DenseLinear linear;
+  linear.shape.n = 6;
+  linear.shape.k = 256;
+  linear.weight.resize(6 * 256);
+  linear.bias = {1, 2, 3, 4, 5, 6};
   for (float& w : linear.weight) w = draws.Bell();
   InputPlan plan{.block_bits = {8, 4}, .perm = std::vector<int32_t>(256)};
   for (int32_t i = 0; i < 256; ++i) plan.perm[static_cast<size_t>(i)] = 255 - i;

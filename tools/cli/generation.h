@@ -46,7 +46,7 @@ Generation RunGenerate(v1::Inference::StubInterface* stub, const v1::GenerateReq
                        const CallOptions& options,
                        const std::function<bool(const v1::GenerateResponse&)>& on_response = nullptr);
 
-// The object that --json prints; docs/api.md describes it. Fields of the first sequence are at the top, `choices` is
+// The object that --json prints; docs/cli.md describes it. Fields of the first sequence are at the top, `choices` is
 // there when n > 1, `error` when the call failed.
 nlohmann::json GenerationJson(const Generation& generation);
 

@@ -61,9 +61,10 @@ RpcError ReadRpcError(const grpc::Status& status) {
 std::string FormatRpcError(const RpcError& error) {
   std::string line = absl::StrCat(error.code, ": ", error.message.empty() ? "no reason given" : error.message);
   for (const auto& [field, description] : error.violations) {
-    // The message usually is the first violation's description already: then only the field's name is news.
-    const bool said = description.empty() || error.message.find(description) != std::string::npos;
-    absl::StrAppend(&line, said ? absl::StrCat(" [", field, "]") : absl::StrCat("; ", field, ": ", description));
+    // The message usually is "FIELD DESCRIPTION" of the violations already: then there is nothing to add.
+    const bool said = error.message.find(field) != std::string::npos &&
+                      error.message.find(description) != std::string::npos;
+    if (!said) absl::StrAppend(&line, "; ", field, " ", description);
   }
   if (error.retry_after_s) absl::StrAppendFormat(&line, "; try again in %.3g s", *error.retry_after_s);
   return absl::StrReplaceAll(line, {{"\n", " "}, {"\r", " "}, {"\x1b", "?"}});

@@ -35,7 +35,7 @@ const char* CodeName(grpc::StatusCode code);
 
 RpcError ReadRpcError(const grpc::Status& status);
 
-// "INVALID_ARGUMENT: max_tokens is 0, must be at least 1 [sampling_params.max_tokens]; try again in 0.5 s". One line.
+// "RESOURCE_EXHAUSTED: 2000 requests are waiting, the limit is 2000; try again in 0.5 s". One line.
 std::string FormatRpcError(const RpcError& error);
 
 // {"code", "message", "field_violations": [{"field", "description"}], "retry_after_s"}
