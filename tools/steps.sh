@@ -28,24 +28,26 @@ step_note() {
 }
 
 step() {
-  local title=$1 start log code=0 line last_report
+  local title=$1 start log code=0 line last_report room polls=0
   shift
   step_header "$title"
   start=$(now_ms)
   last_report=$start
   log=$LOG_DIR/step-$STEPS_DONE.log
+  : >"$log"
   [ -t 1 ] || echo "$STEP_TITLE"
   "$@" >"$log" 2>&1 </dev/null &
   STEP_CHILD=$!
   while kill -0 "$STEP_CHILD" 2>/dev/null; do
     if [ -t 1 ]; then
       line=$(tail -c 2000 "$log" | tr '\r' '\n' | sed 's/\x1b\[[0-9;]*[A-Za-z]//g' | grep -v '^ *$' | tail -n 1 || true)
-      printf '\r\e[K%s  %s s  %s%s%s' "$STEP_TITLE" "$(seconds_since "$start")" "$dim" "${line:0:$((${COLUMNS:-$(tput cols 2>/dev/null || echo 80)} - ${#title} - 22))}" "$plain"
+      room=$(($(tput cols 2>/dev/null || echo 80) - ${#title} - 22))
+      printf '\r\e[K%s  %s s  %s%s%s' "$STEP_TITLE" "$(seconds_since "$start")" "$dim" "${line:0:$((room > 0 ? room : 0))}" "$plain"
     elif [ $(($(now_ms) - last_report)) -ge 30000 ]; then
       last_report=$(now_ms)
       echo "    $(seconds_since "$start") s  $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1)"
     fi
-    sleep 0.2
+    sleep "$((polls++ < 10 ? 0 : 1)).1"  # short steps end at once, long ones leave the CPU alone
   done
   wait "$STEP_CHILD" || code=$?
   STEP_CHILD=
