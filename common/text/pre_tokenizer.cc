@@ -26,7 +26,7 @@ absl::StatusOr<PreTokenizer> PreTokenizer::Create(std::vector<SplitStage> stages
 
 PreTokenizer::Scratch::Scratch(const PreTokenizer& pre_tokenizer, size_t text_bytes)
     : prefixed_(pre_tokenizer.stages_.size()) {
-  const RegexScan::Clock::time_point deadline = RegexScan::Deadline(text_bytes);
+  const RegexScan::CpuTime deadline = RegexScan::Deadline(text_bytes);
   scans_.reserve(pre_tokenizer.regexes_.size());
   for (const std::optional<Regex>& regex : pre_tokenizer.regexes_) {
     scans_.emplace_back();

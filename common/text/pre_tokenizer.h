@@ -34,7 +34,8 @@ class PreTokenizer {
   // One thread's state while it cuts a text. Making one costs some allocations, so it serves all segments of a text.
   class Scratch {
    public:
-    // text_bytes: of all segments to come; sets the patterns' time limit. `pre_tokenizer` must outlive this object.
+    // text_bytes: of all segments to come; sets the patterns' time limit. `pre_tokenizer` must outlive this object,
+    // which stays on the thread that made it.
     Scratch(const PreTokenizer& pre_tokenizer, size_t text_bytes);
 
    private:

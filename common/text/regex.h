@@ -48,12 +48,13 @@ class Regex {
 // deadline far beyond what any sensible pattern needs.
 class RegexScan {
  public:
-  using Clock = std::chrono::steady_clock;
-  // Time that patterns may take over `text_bytes` bytes, as a point in time from now on.
-  static Clock::time_point Deadline(size_t text_bytes);
+  // CPU time of the calling thread: unlike the time of day it does not depend on what else the machine does.
+  using CpuTime = std::chrono::nanoseconds;
+  // When scans over `text_bytes` bytes that begin now must have ended, the work between their matches included.
+  static CpuTime Deadline(size_t text_bytes);
 
-  // `regex` must outlive the scan.
-  RegexScan(const Regex& regex, Clock::time_point deadline);
+  // `regex` must outlive the scan. The scan belongs to the thread that asked for the deadline.
+  RegexScan(const Regex& regex, CpuTime deadline);
 
   // Begins a new text (valid UTF-8, alive until the last Next).
   void Start(std::string_view text);
@@ -78,8 +79,8 @@ class RegexScan {
   const Regex* regex_;
   std::unique_ptr<pcre2_real_match_data_8, FreeMatchData> match_;
   std::unique_ptr<pcre2_real_match_context_8, FreeMatchContext> context_;
-  Clock::time_point deadline_;
-  Clock::time_point last_clock_;
+  CpuTime deadline_;
+  CpuTime last_clock_;
   std::string_view text_;
   size_t position_ = 0;
   size_t window_ = 0;  // start positions that one call into PCRE2 may try

@@ -10,6 +10,7 @@
 #include "common/text/added_tokens.h"
 #include "common/text/bpe.h"
 #include "common/text/byte_level.h"
+#include "common/text/nfc.h"
 #include "common/text/pre_tokenizer.h"
 #include "common/text/string_map.h"
 #include "common/text/tokenizer_json.h"
@@ -28,6 +29,7 @@ struct Tokenizer::Parts {
   std::optional<AddedTokenMatcher> normalized_added;       // found in what the others left over
   StringMap<uint32_t> added_ids;                           // every added token, by content
   absl::flat_hash_map<uint32_t, std::string> added_bytes;  // added tokens that the vocabulary does not have
+  bool nfc = false;
   std::vector<uint32_t> prefix_ids;
   std::vector<uint32_t> suffix_ids;
 };
@@ -83,8 +85,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
       parts->added_bytes.emplace(token.id, BytesFromSpelling(token.content).value_or(token.content));
     }
     flags[token.id] |= kKnown | (token.special ? kSpecial : 0);
+    if (token.normalized && definition.nfc) token.content = ToNfc(token.content);
     (token.normalized ? normalized : raw).push_back(std::move(token));
   }
+  parts->nfc = definition.nfc;
   parts->added.emplace(std::move(raw));
   parts->normalized_added.emplace(std::move(normalized));
 
@@ -121,7 +125,9 @@ absl::StatusOr<std::vector<uint32_t>> Tokenizer::Encode(std::string_view text, E
     return parts.pre_tokenizer->Split(segment, &scratch,
                                       [&](std::string_view word) { parts.encoder->Encode(word, &ids); });
   };
+  std::string nfc;
   const auto find_normalized = [&](std::string_view segment) {
+    if (parts.nfc && !IsSurelyNfc(segment)) segment = nfc = ToNfc(segment);
     return parts.normalized_added->Split(segment, options.parse_special_tokens, encode_words, push);
   };
   NIBBLE_RETURN_IF_ERROR(parts.added->Split(text, options.parse_special_tokens, find_normalized, push));

@@ -168,12 +168,17 @@ absl::Status ParseAddedTokens(const Json& tokens, TokenizerDefinition* definitio
   return absl::OkStatus();
 }
 
-absl::Status ParseNormalizer(const Json& normalizer, std::string_view where) {
+absl::Status ParseNormalizer(const Json& normalizer, std::string_view where, TokenizerDefinition* definition) {
   if (normalizer.is_null()) return absl::OkStatus();
   NIBBLE_ASSIGN_OR_RETURN(const std::string type, Type(normalizer, where));
+  if (type == "NFC") {
+    definition->nfc = true;
+    return absl::OkStatus();
+  }
   if (type != "Sequence") return Unsupported(where, type);
   NIBBLE_ASSIGN_OR_RETURN(const Json* elements, Elements(normalizer, "normalizers", where));
-  for (const Json& element : *elements) NIBBLE_RETURN_IF_ERROR(ParseNormalizer(element, "normalizer.normalizers"));
+  for (const Json& element : *elements)
+    NIBBLE_RETURN_IF_ERROR(ParseNormalizer(element, "normalizer.normalizers", definition));
   return absl::OkStatus();
 }
 
@@ -304,7 +309,7 @@ absl::StatusOr<TokenizerDefinition> ParseTokenizerJson(std::string_view text) {
   TokenizerDefinition definition;
   for (const char* key : {"truncation", "padding"})
     if (!Member(root, key).is_null()) return Unsupported(key, "other than null");
-  NIBBLE_RETURN_IF_ERROR(ParseNormalizer(Member(root, "normalizer"), "normalizer"));
+  NIBBLE_RETURN_IF_ERROR(ParseNormalizer(Member(root, "normalizer"), "normalizer", &definition));
   NIBBLE_RETURN_IF_ERROR(ParsePreTokenizer(Member(root, "pre_tokenizer"), &definition));
   NIBBLE_RETURN_IF_ERROR(ParsePostProcessor(Member(root, "post_processor"), &definition));
   NIBBLE_RETURN_IF_ERROR(ParseDecoder(Member(root, "decoder")));

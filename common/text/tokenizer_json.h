@@ -17,6 +17,7 @@ struct TokenizerDefinition {
   std::vector<std::pair<std::string, uint32_t>> vocab;      // spelling, id
   std::vector<std::pair<std::string, std::string>> merges;  // spellings, in rank order
   bool ignore_merges = false;
+  bool nfc = false;                      // normalize text to Normalization Form C first
   std::vector<AddedToken> added_tokens;  // contents distinct, not empty
   std::vector<SplitStage> stages;        // pre-tokenizer, the last one is ByteLevel
   std::vector<uint32_t> prefix_ids;      // post-processor: in front of a text

@@ -145,6 +145,7 @@ TEST(TokenizerJsonTest, EveryFieldIsChecked) {
 TEST(TokenizerJsonTest, HarmlessVariantsLoad) {
   const std::vector<std::pair<const char*, const char*>> cases = {
       {"/normalizer", "{\"type\":\"Sequence\",\"normalizers\":[]}"},
+      {"/normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]}"},
       {"/model/type", "null"},
       {"/model/unk_token", "\"<|endoftext|>\""},
       {"/model/fuse_unk", "true"},

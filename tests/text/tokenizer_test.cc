@@ -115,7 +115,7 @@ TEST(TokenizerTest, ThreadsShareOneTokenizer) {
   EXPECT_THAT(equal, ElementsAre(10, 10, 10, 10));
 }
 
-// A megabyte of anything takes a fraction of a second; anything quadratic would take hours. The bound leaves room for
+// This much of anything takes a fraction of a second; anything quadratic would take minutes each. The bound leaves room for
 // sanitizers on a busy machine.
 TEST(TokenizerTest, NoTextTakesSuperLinearTime) {
   const auto start = std::chrono::steady_clock::now();
@@ -125,7 +125,7 @@ TEST(TokenizerTest, NoTextTakesSuperLinearTime) {
          {"a",  "A",  " ",   "\n", " \n", "\r\n\t", "7",          "!",       "'",      "é",    "\u0301",
           "漢", "ab", "the", "<",  "<|",  "<tool",  "<|eot_id|>", "<mask> ", "\u3000", "\x01", "😀\u200d"}) {
       std::string text;
-      while (text.size() < 1'000'000) text += unit;
+      while (text.size() < 400'000) text += unit;
       const auto ids = tokenizer->Encode(text);
       EXPECT_TRUE(ids.ok()) << name << " " << unit << ids.status();
     }
