@@ -38,17 +38,17 @@ void CheckCoded(const InputCoding* coding, const LinearInput* out, int64_t rows,
 
 void CheckStep(const StepRows& step, const KvPages& pages, const Rows& qkv, int64_t q_heads) {
   const KvLayout& layout = pages.layout;
-  NIBBLE_CHECK(step.rows >= 0 && step.sequences >= 0 && step.max_pages > 0,
-               absl::StrCat("step has ", step.rows, " rows, ", step.sequences, " sequences, ", step.max_pages,
-                            " max_pages"));
+  NIBBLE_CHECK(
+      step.rows >= 0 && step.sequences >= 0 && step.max_pages > 0,
+      absl::StrCat("step has ", step.rows, " rows, ", step.sequences, " sequences, ", step.max_pages, " max_pages"));
   NIBBLE_CHECK(step.positions != nullptr && step.row_sequence != nullptr && step.row_begin != nullptr &&
                    step.page_tables != nullptr,
                "a table of the step is null");
   NIBBLE_CHECK(layout.kv_heads > 0 && q_heads > 0 && q_heads % layout.kv_heads == 0,
                absl::StrCat(q_heads, " query heads over ", layout.kv_heads, " KV heads"));
-  NIBBLE_CHECK(layout.head_dim > 0 && layout.head_dim % kHeadDimMultiple == 0 && layout.head_dim <= kMaxHeadDim,
-               absl::StrCat("head_dim ", layout.head_dim, ", must be a multiple of ", kHeadDimMultiple, " up to ",
-                            kMaxHeadDim));
+  NIBBLE_CHECK(
+      layout.head_dim > 0 && layout.head_dim % kHeadDimMultiple == 0 && layout.head_dim <= kMaxHeadDim,
+      absl::StrCat("head_dim ", layout.head_dim, ", must be a multiple of ", kHeadDimMultiple, " up to ", kMaxHeadDim));
   NIBBLE_CHECK(pages.data != nullptr && pages.num_pages > 0, absl::StrCat(pages.num_pages, " pages"));
   CheckRows(qkv, "qkv");
   NIBBLE_CHECK_EQ(qkv.rows, step.rows);

@@ -37,8 +37,8 @@ class ThreadPool {
   int64_t items_ = 0;
   bool stop_ = false;
   std::atomic<int64_t> next_item_{0};
-  std::atomic<uint32_t> round_{0};    // advanced once per ParallelFor; workers wait on it
-  std::atomic<int32_t> working_{0};   // workers that have not finished the current round
+  std::atomic<uint32_t> round_{0};   // advanced once per ParallelFor; workers wait on it
+  std::atomic<int32_t> working_{0};  // workers that have not finished the current round
 };
 
 }  // namespace nibble

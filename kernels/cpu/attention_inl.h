@@ -1,10 +1,13 @@
 // RoPE, KV pages and attention.
 //
-// A row's arithmetic, the same in a decode step and in a prefill chunk: pages in order; per page, each score is one chain
-// of fused multiply-adds over d (a token per lane), the softmax is rescaled once to the running maximum (online softmax,
-// Milakov & Gimelshein, arXiv 1805.02867), and each output channel is one chain over the page's tokens. Scale and zero
-// of KV4 are applied to scores and probabilities, so the inner loops see the small integers of the codes.
+// A row's arithmetic, the same in a decode step and in a prefill chunk: pages in order; per page, each score is one
+// chain of fused multiply-adds over d (a token per lane), the softmax is rescaled once to the running maximum (online
+// softmax, Milakov & Gimelshein, arXiv 1805.02867), and each output channel is one chain over the page's tokens. Scale
+// and zero of KV4 are applied to scores and probabilities, so the inner loops see the small integers of the codes.
 #pragma once
+
+#include "kernels/cpu/math_inl.h"
+#include "kernels/cpu/rows_inl.h"
 
 namespace nibble::NIBBLE_ISA {
 
@@ -19,15 +22,15 @@ inline int64_t PageId(const StepRows& step, int64_t sequence, int64_t index, int
 
 // Where things lie inside the bytes of (page, head); see KvLayout.
 struct HeadView {
-  uint8_t* codes;   // [64, D/2]
-  F16* scale;       // [64]
-  F16* zero;        // [64]
-  float* floats;    // [64, D]
+  uint8_t* codes;  // [64, D/2]
+  F16* scale;      // [64]
+  F16* zero;       // [64]
+  float* floats;   // [64, D]
 };
 inline HeadView KeyView(const KvPages& pages, int64_t page, int64_t head, bool value) {
   const KvLayout& layout = pages.layout;
-  uint8_t* half = pages.data + page * layout.page_bytes() + head * layout.head_bytes() +
-                  (value ? layout.head_bytes() / 2 : 0);
+  uint8_t* half =
+      pages.data + page * layout.page_bytes() + head * layout.head_bytes() + (value ? layout.head_bytes() / 2 : 0);
   const int64_t code_bytes = kPageTokens * layout.head_dim / 2;
   return {half, reinterpret_cast<F16*>(half + code_bytes), reinterpret_cast<F16*>(half + code_bytes) + kPageTokens,
           reinterpret_cast<float*>(half)};
@@ -158,8 +161,12 @@ inline void UnpackKv4(const HeadView& key, const HeadView& value, int64_t d, int
 }
 
 inline void UnpackF32(const HeadView& key, const HeadView& value, int64_t d, int64_t count, UnpackedPage* page) {
-  for (int64_t token = 0; token < count; ++token) {
-    for (int64_t i = 0; i < d; ++i) page->k[i * kPageTokens + token] = key.floats[token * d + i];
+  for (int64_t token = 0; token < count; token += kLanes) {
+    for (int64_t channel = 0; channel < d; channel += kLanes) {
+      IVec words[kLanes];
+      TransposeWords(reinterpret_cast<const uint8_t*>(key.floats + token * d + channel), d * sizeof(float), words);
+      for (int64_t i = 0; i < kLanes; ++i) words[i].Store(page->k + (channel + i) * kPageTokens + token);
+    }
   }
   page->v = value.floats;
 }
@@ -241,10 +248,18 @@ inline void AttendPage(const UnpackedPage& page, bool kv4, int64_t d, int64_t co
     for (int j = 0; j < kVecs; ++j) dots[r][j] = Vec::Zero();
   }
   switch (vecs) {
-    case 1: ScoreBlock<kHeads, 1>(q, d, page.k, dots); break;
-    case 2: ScoreBlock<kHeads, 2>(q, d, page.k, dots); break;
-    case 3: ScoreBlock<kHeads, 3>(q, d, page.k, dots); break;
-    default: ScoreBlock<kHeads, 4>(q, d, page.k, dots); break;
+    case 1:
+      ScoreBlock<kHeads, 1>(q, d, page.k, dots);
+      break;
+    case 2:
+      ScoreBlock<kHeads, 2>(q, d, page.k, dots);
+      break;
+    case 3:
+      ScoreBlock<kHeads, 3>(q, d, page.k, dots);
+      break;
+    default:
+      ScoreBlock<kHeads, 4>(q, d, page.k, dots);
+      break;
   }
   alignas(64) float p[kHeads][kPageTokens];
   float rescale[kHeads];
@@ -255,7 +270,8 @@ inline void AttendPage(const UnpackedPage& page, bool kv4, int64_t d, int64_t co
     for (int64_t j = 0; j < vecs; ++j) {
       Vec score = dots[r][j];
       if (kv4) {
-        score = Fma(Vec::Load(page.k_zero + j * kLanes), Vec::Set(s.q_sum), score * Vec::Load(page.k_scale + j * kLanes));
+        score =
+            Fma(Vec::Load(page.k_zero + j * kLanes), Vec::Set(s.q_sum), score * Vec::Load(page.k_scale + j * kLanes));
       }
       // Lanes past the row's own position hold whatever the page held: out, whatever they are.
       const Vec token = ToFloat(IVec::Iota() + IVec::Set(static_cast<int32_t>(j * kLanes)));
@@ -277,7 +293,8 @@ inline void AttendPage(const UnpackedPage& page, bool kv4, int64_t d, int64_t co
       if (kv4) {
         const Vec token = ToFloat(IVec::Iota() + IVec::Set(static_cast<int32_t>(j * kLanes)));
         const Vec inside = Vec::Set(static_cast<float>(count));
-        zero_sum = Fma(probability, SelectLess(token, inside, Vec::Load(page.v_zero + j * kLanes), Vec::Zero()), zero_sum);
+        zero_sum =
+            Fma(probability, SelectLess(token, inside, Vec::Load(page.v_zero + j * kLanes), Vec::Zero()), zero_sum);
         (probability * Vec::Load(page.v_scale + j * kLanes)).Store(p[r] + j * kLanes);
       } else {
         probability.Store(p[r] + j * kLanes);

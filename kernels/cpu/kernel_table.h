@@ -18,7 +18,8 @@ enum class Isa : uint8_t { kPortable, kAvx2, kAvx512Vnni };
 // Memory of one thread, reused from call to call.
 class Scratch {
  public:
-  // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until the next Reserve. Aborts when out of memory.
+  // At least `bytes` bytes, 64-byte aligned, contents undefined; valid until the next Reserve. Aborts when out of
+  // memory.
   void* Reserve(size_t bytes);
 
  private:

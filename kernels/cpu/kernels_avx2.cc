@@ -15,9 +15,9 @@ inline constexpr char kIsaName[] = "avx2";
 inline constexpr int kW4Rows = 4, kW4Tiles = 1, kW4FewRows = 1, kW4FewRowsTiles = 2;
 inline constexpr int kDenseRows = 5, kDenseTiles = 1, kDenseFewRows = 2, kDenseFewRowsTiles = 2;
 
-// VPMADDUBSW adds two products of unsigned and signed bytes with saturation at 16 bits: with full 8-bit weights it could
-// overflow; a 4-bit code times an activation is at most 15 · 127, and even eight such pairs stay below 2^15 (30,480).
-// So eight of them are added in 16 bits before one VPMADDWD widens the sum.
+// VPMADDUBSW adds two products of unsigned and signed bytes with saturation at 16 bits: with full 8-bit weights it
+// could overflow; a 4-bit code times an activation is at most 15 · 127, and even eight such pairs stay below 2^15
+// (30,480). So eight of them are added in 16 bits before one VPMADDWD widens the sum.
 template <int kRows, int kTiles>
 inline void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* codes, IVec dots[kRows][kTiles]) {
   static_assert(8 * 2 * 15 * 127 < 32768);
@@ -32,8 +32,7 @@ inline void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* c
         for (int r = 0; r < kRows; ++r) words[r] = _mm256_setzero_si256();
 #pragma GCC unroll 4
         for (int64_t v = 4 * quarter; v < 4 * quarter + 4; ++v) {
-          const __m256i both =
-              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[j] + v * 64 + half * 32));
+          const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes[j] + v * 64 + half * 32));
           const __m256i low = _mm256_and_si256(both, low_nibble);
           const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_nibble);
 #pragma GCC unroll 4

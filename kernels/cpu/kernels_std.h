@@ -1,5 +1,5 @@
-// The headers that kernels_inl.h needs. Included before a target pragma opens: what they define inline is shared with the
-// rest of the program and must stay compiled for the baseline machine.
+// The headers that kernels_inl.h needs. Included before a target pragma opens: what they define inline is shared with
+// the rest of the program and must stay compiled for the baseline machine.
 #pragma once
 
 #include <algorithm>

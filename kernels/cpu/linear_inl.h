@@ -1,9 +1,9 @@
 // Linear layers. Both forms work on tiles of sixteen output features, one per lane, blocked over rows in registers.
 //
-// W4: Σ_k x8 · (q4 · s2 + m) = Σ_groups (s2 · Σ x8 · q4 + m · Σ x8): the inner sums run on the 4-bit codes as they lie in
-// memory, unsigned times signed, and the group's scale and minimum cost one multiply-add per 128 products. All of it is
-// exact in int32, so any order gives the same bits. (The regrouping is QServe's, section 5.2 of arXiv 2405.04532, there
-// for the zero point of the second level.)
+// W4: Σ_k x8 · (q4 · s2 + m) = Σ_groups (s2 · Σ x8 · q4 + m · Σ x8): the inner sums run on the 4-bit codes as they lie
+// in memory, unsigned times signed, and the group's scale and minimum cost one multiply-add per 128 products. All of it
+// is exact in int32, so any order gives the same bits. (The regrouping is QServe's, section 5.2 of arXiv 2405.04532,
+// there for the zero point of the second level.)
 //
 // Dense: every output is one chain of fused multiply-adds over k = 0, 1, 2, ..., whatever the blocking.
 #pragma once

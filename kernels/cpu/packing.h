@@ -1,5 +1,5 @@
-// The weight layouts of the CPU backend and how checkpoint tensors get there. A tile is sixteen output features, one per
-// vector lane; rows past N in the last tile are zeros. docs/kernels.md draws both layouts.
+// The weight layouts of the CPU backend and how checkpoint tensors get there. A tile is sixteen output features, one
+// per vector lane; rows past N in the last tile are zeros. docs/kernels.md draws both layouts.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace nibble {
 
-inline constexpr int64_t kTileN = 16;                          // output features of a tile
+inline constexpr int64_t kTileN = 16;                            // output features of a tile
 inline constexpr int64_t kTileGroupBytes = kTileN * kBlock / 2;  // 4-bit codes of one tile and one group
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -26,7 +26,8 @@ struct W4Weight : Weight {
   Buffer channel_scale;  // f32 [tiles * 16]
 };
 
-// bf16 [tiles, ceil(K/2), 16, 2]: a 64-byte vector holds two consecutive k of sixteen outputs, even k in the low halves.
+// bf16 [tiles, ceil(K/2), 16, 2]: a 64-byte vector holds two consecutive k of sixteen outputs, even k in the low
+// halves.
 struct DenseWeight : Weight {
   int64_t tiles = 0;
   Buffer data;

@@ -3,6 +3,8 @@
 // tree whatever its length.
 #pragma once
 
+#include "kernels/cpu/math_inl.h"
+
 namespace nibble::NIBBLE_ISA {
 
 inline int64_t PaddedFloats(int64_t n) { return CeilDiv(n, kLanes) * kLanes; }
@@ -60,8 +62,8 @@ inline float MaxMagnitude(float a, float b) {
   return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b) ? a : b;  // both non-negative or NaN
 }
 
-// 128 values in units of the row's scale to int8 codes: round(u / 2^e) clamped to ±limit, times 2^e. Returns the squared
-// error in the same units; codes may be null.
+// 128 values in units of the row's scale to int8 codes: round(u / 2^e) clamped to ±limit, times 2^e. Returns the
+// squared error in the same units; codes may be null.
 inline float CodeBlock(const float* u, int exponent, float limit, int8_t* codes, int32_t* sum) {
   const float step = static_cast<float>(1 << exponent);
   const Vec up = Vec::Set(step), down = Vec::Set(1.0f / step);  // powers of two: both products are exact

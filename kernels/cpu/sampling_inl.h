@@ -7,7 +7,8 @@
 // 3. z = (x - max x) / temperature, so z <= 0 and the best is exactly 0.
 // 4. top-k, top-p and min-p each keep a prefix of the ids ordered by (z descending, id ascending). top-k: the first k.
 //    top-p: the mass of an id is floor(Exp(z) · 2^40), an integer, so that sums do not depend on their order; the
-//    shortest prefix whose mass is >= top_p (as f64) · total (as f64), the total taken over what top-k left. min-p: Exp(z)
+//    shortest prefix whose mass is >= top_p (as f64) · total (as f64), the total taken over what top-k left. min-p:
+//    Exp(z)
 //    >= min_p (the best has probability 1 in this scale).
 // 5. The draw: of the ids kept, the largest z + g(id), ties to the smaller id (Gumbel-max). g(id) = -Log(E),
 //    E = NegLogOneMinus(v), v = min(float(r >> 1) · 2^-31 + 2^-32 (one fma), 1 - 2^-24), r a word of Philox4x32-10
@@ -15,9 +16,11 @@
 //    number id % 64 / 16. So 16 counters serve 64 consecutive ids, and sixteen lanes hold consecutive ids.
 // 6. Where no id has x > -inf: the smallest id that is not suppressed, else 0.
 //
-// Log-probabilities: of the logits as they came (NaN as -inf, +inf as FLT_MAX): (x - max) - Log(Σ Exp(x - max)), the sum
-// in sixteen lanes (lane = id % 16) and one tree.
+// Log-probabilities: of the logits as they came (NaN as -inf, +inf as FLT_MAX): (x - max) - Log(Σ Exp(x - max)), the
+// sum in sixteen lanes (lane = id % 16) and one tree.
 #pragma once
+
+#include "kernels/cpu/math_inl.h"
 
 namespace nibble::NIBBLE_ISA {
 
@@ -101,9 +104,9 @@ inline int64_t CheckedId(int64_t id, int64_t vocab) {
 // What the row asks for must have been given.
 inline void CheckRow(const SampleArgs& args, const SampleRow& p) {
   NIBBLE_CHECK(p.num_logprobs <= kMaxTopLogprobs, "num_logprobs " + std::to_string(p.num_logprobs));
-  NIBBLE_CHECK(p.num_logprobs < 0 ||
-                   (args.logprobs != nullptr && args.top_ids != nullptr && args.top_logprobs != nullptr),
-               "logprobs, top_ids or top_logprobs is null");
+  NIBBLE_CHECK(
+      p.num_logprobs < 0 || (args.logprobs != nullptr && args.top_ids != nullptr && args.top_logprobs != nullptr),
+      "logprobs, top_ids or top_logprobs is null");
   NIBBLE_CHECK(p.slot < 0 || args.slot_tokens != nullptr, "slot_tokens is null");
   NIBBLE_CHECK(p.history < 0 || args.history != nullptr, "history is null");
   NIBBLE_CHECK(p.temperature >= 0, "temperature " + std::to_string(p.temperature));

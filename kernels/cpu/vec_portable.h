@@ -52,14 +52,14 @@ struct IVec {
   }
 };
 
-#define NIBBLE_LANEWISE(name, expression)                                                 \
-  inline IVec name(IVec a, IVec b) {                                                      \
-    IVec r;                                                                               \
-    for (int i = 0; i < kLanes; ++i) {                                                    \
+#define NIBBLE_LANEWISE(name, expression)                                                  \
+  inline IVec name(IVec a, IVec b) {                                                       \
+    IVec r;                                                                                \
+    for (int i = 0; i < kLanes; ++i) {                                                     \
       const uint32_t x = static_cast<uint32_t>(a.v[i]), y = static_cast<uint32_t>(b.v[i]); \
-      r.v[i] = static_cast<int32_t>(expression);                                          \
-    }                                                                                     \
-    return r;                                                                             \
+      r.v[i] = static_cast<int32_t>(expression);                                           \
+    }                                                                                      \
+    return r;                                                                              \
   }
 NIBBLE_LANEWISE(operator+, x + y)
 NIBBLE_LANEWISE(operator-, x - y)
@@ -127,13 +127,13 @@ struct Vec {
   }
 };
 
-#define NIBBLE_LANEWISE(name, expression)                 \
-  inline Vec name(Vec a, Vec b) {                         \
-    for (int i = 0; i < kLanes; ++i) {                    \
-      const float x = a.v[i], y = b.v[i];                 \
-      a.v[i] = (expression);                              \
-    }                                                     \
-    return a;                                             \
+#define NIBBLE_LANEWISE(name, expression) \
+  inline Vec name(Vec a, Vec b) {         \
+    for (int i = 0; i < kLanes; ++i) {    \
+      const float x = a.v[i], y = b.v[i]; \
+      a.v[i] = (expression);              \
+    }                                     \
+    return a;                             \
   }
 NIBBLE_LANEWISE(operator+, x + y)
 NIBBLE_LANEWISE(operator-, x - y)

@@ -1,9 +1,9 @@
 #include "common/base/thread_pool.h"
 
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 namespace nibble {
 namespace {

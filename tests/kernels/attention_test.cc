@@ -15,7 +15,8 @@ std::vector<float> CosSin(int64_t d) {
   std::vector<float> table(kMaxPositions * d);
   for (int64_t p = 0; p < kMaxPositions; ++p) {
     for (int64_t i = 0; i < d / 2; ++i) {
-      const double angle = static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+      const double angle =
+          static_cast<double>(p) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d));
       table[p * d + i] = static_cast<float>(std::cos(angle));
       table[p * d + d / 2 + i] = static_cast<float>(std::sin(angle));
     }
@@ -23,7 +24,8 @@ std::vector<float> CosSin(int64_t d) {
   return table;
 }
 
-// One layer's cache for a case, and steps over it. Pages are handed out in a scrambled order; unused ones stay poisoned.
+// One layer's cache for a case, and steps over it. Pages are handed out in a scrambled order; unused ones stay
+// poisoned.
 class Cache {
  public:
   Cache(Ops& ops, const AttentionCase& c)
@@ -45,9 +47,9 @@ class Cache {
     int64_t sequence, position, rows;
   };
   struct Result {
-    std::vector<float> qkv;      // after rotation
-    std::vector<uint8_t> out;    // bytes
-    std::vector<float> values;   // the same as f32
+    std::vector<float> qkv;     // after rotation
+    std::vector<uint8_t> out;   // bytes
+    std::vector<float> values;  // the same as f32
   };
   // Appends and attends rows of several sequences; qkv holds their rows one after the other.
   Result Step(const std::vector<Part>& parts, const std::vector<float>& qkv) {
@@ -75,9 +77,17 @@ class Cache {
                            .page_tables = tables_array.data(),
                            .max_pages = max_pages_};
     const KvPages pages = {pages_.data(), num_pages_, layout_};
-    ops_.RopeAppend({.step = step, .qkv = qkv_array.rows(), .q_heads = c_.q_heads, .cos_sin = cos_sin_.data(),
-                     .max_positions = kMaxPositions, .pages = pages});
-    ops_.Attention({.step = step, .qkv = qkv_array.rows(), .q_heads = c_.q_heads, .pages = pages, .scale = Scale(),
+    ops_.RopeAppend({.step = step,
+                     .qkv = qkv_array.rows(),
+                     .q_heads = c_.q_heads,
+                     .cos_sin = cos_sin_.data(),
+                     .max_positions = kMaxPositions,
+                     .pages = pages});
+    ops_.Attention({.step = step,
+                    .qkv = qkv_array.rows(),
+                    .q_heads = c_.q_heads,
+                    .pages = pages,
+                    .scale = Scale(),
                     .out = out.rows()});
     return {qkv_array.Get(), out.Bytes(), out.Get()};
   }
@@ -88,7 +98,8 @@ class Cache {
   std::vector<double> Read(const std::vector<uint8_t>& bytes, int64_t sequence, int64_t position, int64_t head,
                            bool value) const {
     const int64_t d = c_.head_dim, token = position % kPageTokens;
-    const uint8_t* half = bytes.data() + tables_[sequence * max_pages_ + position / kPageTokens] * layout_.page_bytes() +
+    const uint8_t* half = bytes.data() +
+                          tables_[sequence * max_pages_ + position / kPageTokens] * layout_.page_bytes() +
                           head * layout_.head_bytes() + (value ? layout_.head_bytes() / 2 : 0);
     std::vector<double> x(d);
     if (c_.format == KvFormat::kF32) {

@@ -1,13 +1,13 @@
 // Which backends the conformance tests run on, and memory on them with guard zones.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ops.h"
@@ -133,20 +133,32 @@ inline std::vector<float> Values(Fill fill, int64_t count, uint32_t seed) {
   for (int64_t i = 0; i < count; ++i) {
     const float x = normal(random);
     switch (fill) {
-      case Fill::kNormal: values[i] = x; break;
-      case Fill::kOutliers: values[i] = i % 50 == 7 ? 100 * x : x; break;
-      case Fill::kZeros: values[i] = 0; break;
-      case Fill::kTiny: values[i] = x * 1e-40f; break;
-      case Fill::kHuge: values[i] = x * 1e30f; break;
-      case Fill::kConstant: values[i] = 3.25f; break;
+      case Fill::kNormal:
+        values[i] = x;
+        break;
+      case Fill::kOutliers:
+        values[i] = i % 50 == 7 ? 100 * x : x;
+        break;
+      case Fill::kZeros:
+        values[i] = 0;
+        break;
+      case Fill::kTiny:
+        values[i] = x * 1e-40f;
+        break;
+      case Fill::kHuge:
+        values[i] = x * 1e30f;
+        break;
+      case Fill::kConstant:
+        values[i] = 3.25f;
+        break;
     }
   }
   return values;
 }
 
 // Compares with a reference, each element within `absolute[i]`; reports the worst place as [row, col].
-inline void ExpectClose(const std::vector<float>& got, const std::vector<double>& want, const std::vector<double>& bound,
-                        int64_t cols, const std::string& what) {
+inline void ExpectClose(const std::vector<float>& got, const std::vector<double>& want,
+                        const std::vector<double>& bound, int64_t cols, const std::string& what) {
   ASSERT_EQ(got.size(), want.size());
   double worst = 0;
   int64_t at = -1, wrong = 0;

@@ -13,9 +13,7 @@ struct W4Tensors {
   std::vector<int8_t> group_min;
   std::vector<float> channel_scale;
 
-  W4View View() const {
-    return {n, k, qweight.data(), group_scale.data(), group_min.data(), channel_scale.data()};
-  }
+  W4View View() const { return {n, k, qweight.data(), group_scale.data(), group_min.data(), channel_scale.data()}; }
   int64_t Weight8(int64_t row, int64_t column) const {
     const int64_t group = row * (k / kBlock) + column / kBlock;
     const int code = qweight[(row * k + column) / 2] >> (column % 2 * 4) & 15;
@@ -45,7 +43,8 @@ Codes RandomCodes(int64_t rows, int64_t k, uint32_t seed) {
   Codes c;
   for (int64_t i = 0; i < rows * k; ++i) {
     const bool extreme = random() % 4 == 0;  // saturation is found with extremes
-    c.codes.push_back(static_cast<int8_t>(extreme ? (random() % 16 == 0 ? -127 : 127) : static_cast<int>(random() % 255) - 127));
+    c.codes.push_back(
+        static_cast<int8_t>(extreme ? (random() % 16 == 0 ? -127 : 127) : static_cast<int>(random() % 255) - 127));
   }
   for (int64_t i = 0; i < rows; ++i) c.scales.push_back(i % 5 == 4 ? 0.0f : 0.01f * (1 + random() % 50));
   return c;
@@ -64,7 +63,10 @@ class LinearTest : public ::testing::TestWithParam<Backend> {
     Array<int32_t> code_sums(ops(), sums);
     Array<float> bias_array(ops(), bias);
     RowsArray out(ops(), out_type, rows, weight.n);
-    ops().Linear({.input = {.rows = rows, .k = weight.k, .codes = codes.data(), .scales = scales.data(),
+    ops().Linear({.input = {.rows = rows,
+                            .k = weight.k,
+                            .codes = codes.data(),
+                            .scales = scales.data(),
                             .code_sums = code_sums.data()},
                   .weight = &weight,
                   .bias = bias.empty() ? nullptr : bias_array.data(),

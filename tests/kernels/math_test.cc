@@ -30,7 +30,8 @@ std::vector<float> Points(const Function& f) {
   if (f.begin > 0) {
     const uint32_t low = std::bit_cast<uint32_t>(f.begin), high = std::bit_cast<uint32_t>(f.end);
     for (int64_t i = 0; i < kCount; ++i) {
-      x.push_back(std::bit_cast<float>(static_cast<uint32_t>(low + (high - low) * static_cast<double>(i) / (kCount - 1))));
+      x.push_back(
+          std::bit_cast<float>(static_cast<uint32_t>(low + (high - low) * static_cast<double>(i) / (kCount - 1))));
     }
   } else {
     for (int64_t i = 0; i < kCount; ++i) x.push_back(f.begin + (f.end - f.begin) * static_cast<float>(i) / kCount);
@@ -73,8 +74,8 @@ TEST(Math, ErrorsAreAsDocumentedAndBitsEqual) {
 
 TEST(Math, ExpAtTheEdges) {
   for (Isa isa : AvailableIsas()) {
-    std::vector<float> x = {0.0f,    -0.0f,     -INFINITY, INFINITY, std::nanf(""), -104.0f, -105.0f, -1e30f,
-                            88.72f,  88.73f,    89.0f,     1e30f,    -87.4f,        -100.0f, -103.0f, 1.0f};
+    std::vector<float> x = {0.0f,   -0.0f,  -INFINITY, INFINITY, std::nanf(""), -104.0f, -105.0f, -1e30f,
+                            88.72f, 88.73f, 89.0f,     1e30f,    -87.4f,        -100.0f, -103.0f, 1.0f};
     std::vector<float> y(x.size());
     KernelsFor(isa).exp(x.data(), static_cast<int64_t>(x.size()), y.data());
     EXPECT_EQ(y[0], 1.0f);

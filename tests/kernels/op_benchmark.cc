@@ -1,10 +1,10 @@
 // Speed of single operators on the shapes of the bundled model and of larger ones. Prints products per second (items)
 // and bytes of weights or pages per second.
 //   nibble_op_benchmark --benchmark_filter=W4
+#include <benchmark/benchmark.h>
+
 #include <random>
 #include <vector>
-
-#include <benchmark/benchmark.h>
 
 #include "common/base/check.h"
 #include "kernels/cpu/cpu_ops.h"
@@ -114,11 +114,14 @@ void BM_Attention(benchmark::State& state) {
   }
   auto qkv = RandomBF16(rows * 4 * 128);
   std::vector<BF16> out(rows * 2 * 128);
-  const StepRows step = {rows, sequences, positions.data(), row_sequence.data(), row_begin.data(), tables.data(),
-                         max_pages};
+  const StepRows step = {rows,          sequences, positions.data(), row_sequence.data(), row_begin.data(),
+                         tables.data(), max_pages};
   for (auto _ : state) {
-    ops->Attention({.step = step, .qkv = {qkv.data(), DType::kBF16, rows, 4 * 128}, .q_heads = 2,
-                    .pages = {pages.data(), sequences * max_pages, layout}, .scale = 0.088f,
+    ops->Attention({.step = step,
+                    .qkv = {qkv.data(), DType::kBF16, rows, 4 * 128},
+                    .q_heads = 2,
+                    .pages = {pages.data(), sequences * max_pages, layout},
+                    .scale = 0.088f,
                     .out = {out.data(), DType::kBF16, rows, 2 * 128}});
     benchmark::DoNotOptimize(out.data());
   }
@@ -141,8 +144,12 @@ void BM_AddNormQuantize(benchmark::State& state) {
   LinearInput out = {.rows = rows, .k = h, .codes = codes.data(), .scales = scales.data()};
   const Rows d = {delta.data(), DType::kBF16, rows, h};
   for (auto _ : state) {
-    ops->AddNormQuantize({.residual = {residual.data(), DType::kBF16, rows, h}, .delta = &d, .weight = weight.data(),
-                          .eps = 1e-5f, .coding = &coding, .out = &out});
+    ops->AddNormQuantize({.residual = {residual.data(), DType::kBF16, rows, h},
+                          .delta = &d,
+                          .weight = weight.data(),
+                          .eps = 1e-5f,
+                          .coding = &coding,
+                          .out = &out});
   }
   state.SetItemsProcessed(state.iterations() * rows * h);
 }
@@ -181,8 +188,12 @@ void BM_RopeAppend(benchmark::State& state) {
   const StepRows step = {rows, rows, positions.data(), row_sequence.data(), row_begin.data(), tables.data(), 1};
   for (auto _ : state) {
     qkv = qkv_values;
-    ops->RopeAppend({.step = step, .qkv = {qkv.data(), DType::kBF16, rows, 4 * 128}, .q_heads = 2,
-                     .cos_sin = cos_sin.data(), .max_positions = 64, .pages = {pages.data(), rows, layout}});
+    ops->RopeAppend({.step = step,
+                     .qkv = {qkv.data(), DType::kBF16, rows, 4 * 128},
+                     .q_heads = 2,
+                     .cos_sin = cos_sin.data(),
+                     .max_positions = 64,
+                     .pages = {pages.data(), rows, layout}});
   }
   state.SetItemsProcessed(state.iterations() * rows);
 }
@@ -202,8 +213,13 @@ void BM_Sample(benchmark::State& state) {
   std::vector<int32_t> ids(rows), top_ids(rows * kMaxTopLogprobs);
   std::vector<float> logprobs(rows), top_logprobs(rows * kMaxTopLogprobs);
   for (auto _ : state) {
-    ops->Sample({.logits = logits.data(), .rows = rows, .vocab = vocab, .params = params.data(),
-                 .token_ids = ids.data(), .logprobs = logprobs.data(), .top_ids = top_ids.data(),
+    ops->Sample({.logits = logits.data(),
+                 .rows = rows,
+                 .vocab = vocab,
+                 .params = params.data(),
+                 .token_ids = ids.data(),
+                 .logprobs = logprobs.data(),
+                 .top_ids = top_ids.data(),
                  .top_logprobs = top_logprobs.data()});
   }
   static constexpr const char* kKinds[] = {"greedy", "temperature", "top_k", "top_p", "logprobs"};

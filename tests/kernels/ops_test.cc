@@ -81,24 +81,30 @@ TEST_F(OpsDeathTest, WeightsAndInputsMustMatch) {
 
 TEST_F(OpsDeathTest, IndicesStayInside) {
   ids_ = {5};
-  EXPECT_DEATH(ops_->Embed({.token_ids = ids_.data(), .table = weights_.data(), .vocab = 5,
-                            .out = {values_.data(), DType::kF32, 1, 8}}),
-               "token id 5 of vocabulary 5");
+  EXPECT_DEATH(
+      ops_->Embed(
+          {.token_ids = ids_.data(), .table = weights_.data(), .vocab = 5, .out = {values_.data(), DType::kF32, 1, 8}}),
+      "token id 5 of vocabulary 5");
   ids_ = {-1};
-  EXPECT_DEATH(ops_->RecordHistory({.history = reinterpret_cast<uint16_t*>(weights_.data()), .vocab = 5,
-                                    .token_ids = ids_.data(), .count = 1}),
-               "token id -1 of vocabulary 5");
+  EXPECT_DEATH(
+      ops_->RecordHistory(
+          {.history = reinterpret_cast<uint16_t*>(weights_.data()), .vocab = 5, .token_ids = ids_.data(), .count = 1}),
+      "token id -1 of vocabulary 5");
   std::vector<int32_t> position = {64}, sequence = {0}, begin = {0, 1}, table = {0};
   const KvPages pages = {reinterpret_cast<uint8_t*>(values_.data()), 1, {KvFormat::kKV4, 1, 32}};
   StepRows step = {1, 1, position.data(), sequence.data(), begin.data(), table.data(), 1};
   const Rows qkv = {values_.data(), DType::kF32, 1, 96};
-  const RopeAppendArgs rope = {.step = step, .qkv = qkv, .q_heads = 1, .cos_sin = values_.data(), .max_positions = 64,
-                               .pages = pages};
+  const RopeAppendArgs rope = {
+      .step = step, .qkv = qkv, .q_heads = 1, .cos_sin = values_.data(), .max_positions = 64, .pages = pages};
   EXPECT_DEATH(ops_->RopeAppend(rope), "position 64 of 64");
   position[0] = 3;
   table[0] = 1;
   EXPECT_DEATH(ops_->RopeAppend(rope), "page id 1 of 1");
-  EXPECT_DEATH(ops_->Attention({.step = step, .qkv = qkv, .q_heads = 1, .pages = pages, .scale = 1,
+  EXPECT_DEATH(ops_->Attention({.step = step,
+                                .qkv = qkv,
+                                .q_heads = 1,
+                                .pages = pages,
+                                .scale = 1,
                                 .out = {values_.data(), DType::kF32, 1, 32}}),
                "page id 1 of 1");
 }

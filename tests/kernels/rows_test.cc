@@ -74,9 +74,7 @@ class CodedOutput {
     }
   }
   LinearInput* input() { return &input_; }
-  CodedRows Get() const {
-    return {codes_.Get(), scales_.Get(), sums_.Get(), exponents_.Get(), dense_.Bytes(), rows_};
-  }
+  CodedRows Get() const { return {codes_.Get(), scales_.Get(), sums_.Get(), exponents_.Get(), dense_.Bytes(), rows_}; }
 
  private:
   bool quantized_;
@@ -376,7 +374,8 @@ TEST_P(RowsTest, SiluMulAgainstDouble) {
       // Coded = the rounded product, coded.
       std::vector<float> rounded(out.begin(), out.end());
       const auto coding = MakeCoding(c);
-      EXPECT_EQ(RunSiluMul(*coding, c.dtype, c.rows, x), RunQuantize(*coding, c.dtype, c.rows, rounded)) << Name(c, fill);
+      EXPECT_EQ(RunSiluMul(*coding, c.dtype, c.rows, x), RunQuantize(*coding, c.dtype, c.rows, rounded))
+          << Name(c, fill);
     }
   }
 }
@@ -417,8 +416,12 @@ TEST_P(RowsTest, EqualsTheSpecification) {
         CodedOutput quantized(backend, coding->view, c.rows, c.dtype), normed(backend, coding->view, c.rows, c.dtype),
             silu(backend, coding->view, c.rows, c.dtype);
         backend.Quantize({.in = residual.rows(), .coding = &coding->view, .out = quantized.input()});
-        backend.AddNormQuantize({.residual = residual.rows(), .delta = &residual.rows(), .weight = weights.data(),
-                                 .eps = 1e-6f, .coding = &coding->view, .out = normed.input()});
+        backend.AddNormQuantize({.residual = residual.rows(),
+                                 .delta = &residual.rows(),
+                                 .weight = weights.data(),
+                                 .eps = 1e-6f,
+                                 .coding = &coding->view,
+                                 .out = normed.input()});
         backend.SiluMulQuantize({.gate_up = gate_up.rows(), .coding = &coding->view, .out = silu.input()});
         results[i][0] = quantized.Get();
         results[i][1] = normed.Get();
@@ -440,7 +443,10 @@ TEST_P(RowsTest, EmbedTakesIdsAndSlots) {
   Array<int32_t> slots(ops(), {13, -5, 49});
   for (DType dtype : {DType::kBF16, DType::kF32}) {
     RowsArray out(ops(), dtype, 5, kH);
-    ops().Embed({.token_ids = ids.data(), .slot_tokens = slots.data(), .table = table_array.data(), .vocab = kVocab,
+    ops().Embed({.token_ids = ids.data(),
+                 .slot_tokens = slots.data(),
+                 .table = table_array.data(),
+                 .vocab = kVocab,
                  .out = out.rows()});
     const std::vector<float> got = out.Get();
     const int64_t want[] = {0, 49, 13, 49, 7};

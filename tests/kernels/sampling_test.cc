@@ -42,10 +42,19 @@ class SamplingTest : public ::testing::TestWithParam<Backend> {
     Array<int32_t> slots(ops, std::vector<int32_t>(4, -7));
     Array<int32_t> ids(ops, rows), top_ids(ops, rows * kMaxTopLogprobs);
     Array<float> logprobs(ops, rows), top_logprobs(ops, rows * kMaxTopLogprobs);
-    ops.Sample({.logits = logits.data(), .rows = rows, .vocab = request.vocab, .params = params.data(),
-                .bias_ids = bias_ids.data(), .bias_values = bias_values.data(), .suppress_ids = suppress_ids.data(),
-                .history = history.data(), .slot_tokens = slots.data(), .token_ids = ids.data(),
-                .logprobs = logprobs.data(), .top_ids = top_ids.data(), .top_logprobs = top_logprobs.data()});
+    ops.Sample({.logits = logits.data(),
+                .rows = rows,
+                .vocab = request.vocab,
+                .params = params.data(),
+                .bias_ids = bias_ids.data(),
+                .bias_values = bias_values.data(),
+                .suppress_ids = suppress_ids.data(),
+                .history = history.data(),
+                .slot_tokens = slots.data(),
+                .token_ids = ids.data(),
+                .logprobs = logprobs.data(),
+                .top_ids = top_ids.data(),
+                .top_logprobs = top_logprobs.data()});
     return {ids.Get(), logprobs.Get(), top_ids.Get(), top_logprobs.Get(), slots.Get(), history.Get()};
   }
   Sampled Run(const Request& request) { return Run(ops(), request); }
@@ -149,7 +158,8 @@ TEST_P(SamplingTest, TopPKeepsTheShortestPrefix) {
   const std::vector<float> logits = Logs({0.05, 0.4, 0.1, 0.3, 0.15});
   const auto kept = [&](float top_p) {
     std::vector<int32_t> ids;
-    for (const auto& [id, count] : Count(logits, {.temperature = 1.0f, .top_p = top_p, .seed = 7}, 3000)) ids.push_back(id);
+    for (const auto& [id, count] : Count(logits, {.temperature = 1.0f, .top_p = top_p, .seed = 7}, 3000))
+      ids.push_back(id);
     return ids;
   };
   EXPECT_EQ(kept(1e-6f), (std::vector<int32_t>{1}));
@@ -299,12 +309,14 @@ TEST_P(SamplingTest, TopLogprobsBreakTiesByIdAndSurviveBadLogits) {
   logits[60] = 1;
   logits[3] = std::nanf("");
   const Sampled got = Run({.logits = logits, .vocab = 100, .rows = {{.target = 3, .num_logprobs = 4}}});
-  EXPECT_EQ(std::vector<int32_t>(got.top_ids.begin(), got.top_ids.begin() + 5), (std::vector<int32_t>{60, 0, 1, 2, -1}));
+  EXPECT_EQ(std::vector<int32_t>(got.top_ids.begin(), got.top_ids.begin() + 5),
+            (std::vector<int32_t>{60, 0, 1, 2, -1}));
   EXPECT_EQ(got.logprobs[0], -INFINITY);
   for (float bad : {std::nanf(""), INFINITY, -INFINITY}) {
-    const Sampled all = Run({.logits = std::vector<float>(100, bad),
-                             .vocab = 100,
-                             .rows = {{.temperature = 0.8f, .top_p = 0.9f, .min_p = 0.1f, .seed = 1, .top_k = 5, .num_logprobs = 3}}});
+    const Sampled all =
+        Run({.logits = std::vector<float>(100, bad),
+             .vocab = 100,
+             .rows = {{.temperature = 0.8f, .top_p = 0.9f, .min_p = 0.1f, .seed = 1, .top_k = 5, .num_logprobs = 3}}});
     EXPECT_GE(all.ids[0], 0);
     EXPECT_LT(all.ids[0], 100);
     EXPECT_FALSE(std::isnan(all.logprobs[0]));
@@ -341,7 +353,8 @@ TEST_P(SamplingTest, EqualsTheSpecification) {
   Request request{.logits = Values(Fill::kOutliers, kVocab * kRows, 15), .vocab = kVocab};
   for (float& x : request.logits) x *= 0.2f;
   for (int64_t i = 0; i < kRows; ++i) {
-    SampleRow row{.temperature = i % 5 * 0.4f, .seed = static_cast<uint64_t>(i) << 30, .position = static_cast<int32_t>(i)};
+    SampleRow row{
+        .temperature = i % 5 * 0.4f, .seed = static_cast<uint64_t>(i) << 30, .position = static_cast<int32_t>(i)};
     row.top_p = i % 3 == 0 ? 0.9f : 1.0f;
     row.top_k = i % 4 == 0 ? 40 : 0;
     row.min_p = i % 7 == 0 ? 0.05f : 0.0f;
@@ -359,7 +372,8 @@ TEST_P(SamplingTest, EqualsTheSpecification) {
       EXPECT_EQ(got.top_logprobs[j], want.top_logprobs[j]);
     }
     Request alone{.logits = {request.logits.begin() + i * kVocab, request.logits.begin() + (i + 1) * kVocab},
-                  .vocab = kVocab, .rows = {request.rows[i]}};
+                  .vocab = kVocab,
+                  .rows = {request.rows[i]}};
     const Sampled one = Run(alone);
     EXPECT_EQ(one.ids[0], want.ids[i]);
     EXPECT_EQ(one.logprobs[0], want.logprobs[i]);
