@@ -30,6 +30,7 @@ uint64_t Draw(uint64_t key, uint64_t n) { return Mix(key + (n + 1) * 0x9e3779b97
 struct Slot {
   bool started = false;
   uint64_t key = 0;             // of the request's token stream
+  int64_t num_prompt_tokens = 0;
   int64_t known_tokens = 0;     // given or sampled
   int64_t computed_tokens = 0;  // whose KV a real engine would hold
   int64_t pages = 0;
@@ -111,6 +112,7 @@ class MockEngine : public Engine {
     for (const uint32_t page : start.page_ids()) NIBBLE_RETURN_IF_ERROR(CheckPage("start.page_ids", page));
     slot.started = true;
     slot.key = start.sampling().temperature() == 0 ? prompt_hash : start.sampling().seed();
+    slot.num_prompt_tokens = start.num_prompt_tokens();
     slot.known_tokens = start.token_ids_size();
     slot.computed_tokens = start.num_cached_tokens();
     slot.pages = start.page_ids_size();
@@ -154,7 +156,7 @@ class MockEngine : public Engine {
     const int64_t first = slot->computed_tokens;
     NIBBLE_RETURN_IF_ERROR(Advance("prefill.num_tokens", chunk.slot(), *slot, chunk.num_tokens()));
     if (slot->sampling.prompt_logprobs() && rank_ == 0) {
-      for (int64_t position = first + 1; position <= std::min(slot->computed_tokens, slot->known_tokens - 1);
+      for (int64_t position = first + 1; position <= std::min(slot->computed_tokens, slot->num_prompt_tokens - 1);
            ++position) {
         FillLogprobs(chunk.slot(), *slot, position, slot->sampling.num_top_prompt_logprobs(),
                      result->add_prompt_logprobs());
