@@ -32,7 +32,11 @@ using testing::Reference;
 using testing::ReferenceOutput;
 
 constexpr uint64_t kFirstSeed = 1;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr uint64_t kNumSeeds = 800;
+#else
 constexpr uint64_t kNumSeeds = 4000;
+#endif
 
 // What happened over all seeds: a simulation that never preempts proves nothing about preemption.
 struct Coverage {
