@@ -228,6 +228,126 @@ void BM_Sample(benchmark::State& state) {
 }
 BENCHMARK(BM_Sample)->ArgsProduct({{1}, {4096, 128256}, {0, 1, 2, 3, 4}});
 
+// One rank's decode step of the bundled model at TP=2, without the collectives: 4 layers, H 512, F 768 of 1536, 2 query
+// heads and 1 KV head of 128, 2048 of 4096 logits, greedy. Arguments: sequences, context.
+class DecodeStep {
+ public:
+  DecodeStep(int64_t sequences, int64_t context)
+      : ops_(MakeOps(0)), rows_(sequences), max_pages_(context / kPageTokens + 1) {
+    for (int layer = 0; layer < kLayers; ++layer) {
+      layers_.push_back({PackW4(4 * kD, kH), PackW4(kH, 2 * kD), PackW4(2 * kF, kH), PackW4(kH, kF),
+                         std::vector<uint8_t>(rows_ * max_pages_ * kLayout.page_bytes())});
+    }
+    const auto head = RandomBF16(kLogits * kH);
+    const DenseView view = {kLogits, kH, head.data()};
+    head_ = *ops_->PackDense({&view, 1});
+    positions_.assign(rows_, static_cast<int32_t>(context));
+    row_begin_ = {0};
+    for (int32_t i = 0; i < rows_; ++i) {
+      row_sequence_.push_back(i);
+      row_begin_.push_back(i + 1);
+      for (int64_t page = 0; page < max_pages_; ++page) tables_.push_back(static_cast<int32_t>(i * max_pages_ + page));
+    }
+    cos_sin_ = RandomFloats((context + 1) * kD);
+  }
+
+  void Run() {
+    const StepRows step = {rows_,          rows_,     positions_.data(), row_sequence_.data(), row_begin_.data(),
+                           tables_.data(), max_pages_};
+    const Rows hidden = Bf16(hidden_, kH), delta = Bf16(delta_, kH), qkv = Bf16(qkv_, 4 * kD);
+    const Rows mixed = Bf16(mixed_, 2 * kD), gate_up = Bf16(gate_up_, 2 * kF);
+    for (Layer& layer : layers_) {
+      const KvPages pages = {layer.pages.data(), rows_ * max_pages_, kLayout};
+      LinearInput x = Coded(kH);
+      Norm(hidden, &delta, kH, &x);
+      ops_->Linear({.input = x, .weight = layer.qkv.get(), .out = qkv});
+      ops_->RopeAppend({.step = step,
+                        .qkv = qkv,
+                        .q_heads = 2,
+                        .cos_sin = cos_sin_.data(),
+                        .max_positions = positions_[0] + 1,
+                        .pages = pages});
+      ops_->Attention({.step = step, .qkv = qkv, .q_heads = 2, .pages = pages, .scale = 0.088f, .out = mixed});
+      x = Coded(2 * kD);
+      const InputCoding o_coding = {.k = 2 * kD, .quantized = true, .block_bits = kBits};
+      ops_->Quantize({.in = mixed, .coding = &o_coding, .out = &x});
+      ops_->Linear({.input = x, .weight = layer.o.get(), .out = delta});
+      x = Coded(kH);
+      Norm(hidden, &delta, kH, &x);
+      ops_->Linear({.input = x, .weight = layer.gate_up.get(), .out = gate_up});
+      x = Coded(kF);
+      const InputCoding down_coding = {.k = kF, .quantized = true, .block_bits = kBits};
+      ops_->SiluMulQuantize({.gate_up = gate_up, .coding = &down_coding, .out = &x});
+      ops_->Linear({.input = x, .weight = layer.down.get(), .out = delta});
+    }
+    const InputCoding dense = {.k = kH};
+    LinearInput x = {.rows = rows_, .k = kH, .dense = Bf16(normed_, kH)};
+    ops_->AddNormQuantize(
+        {.residual = hidden, .delta = &delta, .weight = norm_.data(), .eps = 1e-5f, .coding = &dense, .out = &x});
+    logits_.resize(rows_ * kLogits);
+    ops_->Linear({.input = x, .weight = head_.get(), .out = {logits_.data(), DType::kF32, rows_, kLogits}});
+    ids_.resize(rows_);
+    params_.resize(rows_);
+    ops_->Sample({.logits = logits_.data(),
+                  .rows = rows_,
+                  .vocab = kLogits,
+                  .params = params_.data(),
+                  .token_ids = ids_.data()});
+  }
+
+ private:
+  static constexpr int kLayers = 4;
+  static constexpr int64_t kH = 512, kF = 768, kD = 128, kLogits = 2048;
+  static constexpr uint8_t kBits[] = {8, 4, 4, 4, 4, 4};
+  static constexpr KvLayout kLayout = {KvFormat::kKV4, 1, kD};
+
+  struct Layer {
+    std::unique_ptr<Weight> qkv, o, gate_up, down;
+    std::vector<uint8_t> pages;
+  };
+
+  std::unique_ptr<Weight> PackW4(int64_t n, int64_t k) {
+    const auto qweight = RandomBytes<uint8_t>(n * k / 2);
+    const std::vector<uint8_t> scale(n * k / kBlock, 7);
+    const std::vector<int8_t> minimum(n * k / kBlock, -50);
+    const std::vector<float> channel(n, 0.0005f);
+    const W4View view = {n, k, qweight.data(), scale.data(), minimum.data(), channel.data()};
+    return *ops_->PackW4({&view, 1});
+  }
+  Rows Bf16(std::vector<BF16>& values, int64_t cols) {
+    if (values.empty()) values = RandomBF16(rows_ * cols);
+    return {values.data(), DType::kBF16, rows_, cols};
+  }
+  LinearInput Coded(int64_t k) {
+    codes_.resize(rows_ * kF);
+    scales_.resize(rows_);
+    return {.rows = rows_, .k = k, .codes = codes_.data(), .scales = scales_.data()};
+  }
+  void Norm(const Rows& hidden, const Rows* delta, int64_t k, LinearInput* out) {
+    const InputCoding coding = {.k = k, .quantized = true, .block_bits = kBits};
+    ops_->AddNormQuantize(
+        {.residual = hidden, .delta = delta, .weight = norm_.data(), .eps = 1e-5f, .coding = &coding, .out = out});
+  }
+
+  std::unique_ptr<Ops> ops_;
+  int64_t rows_, max_pages_;
+  std::vector<Layer> layers_;
+  std::unique_ptr<Weight> head_;
+  std::vector<BF16> norm_ = std::vector<BF16>(kH, ToBF16(0.1f));
+  std::vector<BF16> hidden_, delta_, qkv_, mixed_, gate_up_, normed_;
+  std::vector<int8_t> codes_;
+  std::vector<float> scales_, logits_, cos_sin_;
+  std::vector<int32_t> positions_, row_sequence_, row_begin_, tables_, ids_;
+  std::vector<SampleRow> params_;
+};
+
+void BM_DecodeStep(benchmark::State& state) {
+  DecodeStep step(state.range(0), state.range(1));
+  for (auto _ : state) step.Run();
+  state.SetItemsProcessed(state.iterations() * state.range(0));
+}
+BENCHMARK(BM_DecodeStep)->ArgsProduct({{1, 8, 32}, {100, 500}})->Unit(benchmark::kMicrosecond);
+
 }  // namespace
 }  // namespace nibble
 
