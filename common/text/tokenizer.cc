@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/text/added_tokens.h"
@@ -69,6 +70,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
   flags.assign(parts->vocabulary.size(), 0);
   for (uint32_t id = 0; id < flags.size(); ++id) flags[id] = parts->vocabulary.Contains(id) ? kKnown : 0;
   std::vector<AddedToken> raw, normalized;
+  absl::flat_hash_set<std::string> normalized_contents;
   for (AddedToken& token : definition.added_tokens) {
     const auto complain = [&](std::string_view problem) {
       return absl::InvalidArgumentError(
@@ -85,7 +87,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
       parts->added_bytes.emplace(token.id, BytesFromSpelling(token.content).value_or(token.content));
     }
     flags[token.id] |= kKnown | (token.special ? kSpecial : 0);
-    if (token.normalized && definition.nfc) token.content = ToNfc(token.content);
+    if (token.normalized && definition.nfc) {
+      token.content = ToNfc(token.content);
+      if (token.content.size() > kMaxAddedTokenBytes) return complain("is too long in Normalization Form C");
+      if (!normalized_contents.insert(token.content).second) return complain("occurs twice in Normalization Form C");
+    }
     (token.normalized ? normalized : raw).push_back(std::move(token));
   }
   parts->nfc = definition.nfc;

@@ -62,7 +62,7 @@ class Tokenizer {
   // The first id that the post-processor puts in front of a text; without one, bos_token of tokenizer_config.json.
   std::optional<uint32_t> bos_id() const { return bos_id_; }
 
-  static constexpr size_t kMaxTextBytes = size_t{1} << 30;
+  static constexpr size_t kMaxTextBytes = size_t{64} << 20;
 
  private:
   struct Parts;

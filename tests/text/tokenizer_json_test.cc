@@ -142,6 +142,23 @@ TEST(TokenizerJsonTest, EveryFieldIsChecked) {
   }
 }
 
+TEST(TokenizerJsonTest, AddedTokensAreCheckedAfterNormalization) {
+  const auto status = [](const std::string& first, const std::string& second, bool normalized) {
+    Json json = Original();
+    json["normalizer"] = {{"type", "NFC"}};
+    json["added_tokens"].push_back({{"id", 800}, {"content", first}, {"normalized", normalized}});
+    json["added_tokens"].push_back({{"id", 801}, {"content", second}, {"normalized", normalized}});
+    return LoadStatus(json);
+  };
+  EXPECT_TRUE(status("<é>", "<e\u0301>", false).ok());
+  EXPECT_THAT(std::string(status("<é>", "<e\u0301>", true).message()),
+              HasSubstr("occurs twice in Normalization Form C"));
+  std::string expanding;  // each of these becomes twice as long
+  while (expanding.size() + 3 <= kMaxAddedTokenBytes) expanding += "\u0958";
+  EXPECT_TRUE(status(expanding, "x y", false).ok());
+  EXPECT_THAT(std::string(status(expanding, "x y", true).message()), HasSubstr("too long"));
+}
+
 TEST(TokenizerJsonTest, HarmlessVariantsLoad) {
   const std::vector<std::pair<const char*, const char*>> cases = {
       {"/normalizer", "{\"type\":\"Sequence\",\"normalizers\":[]}"},
