@@ -34,7 +34,8 @@ static_assert(std::endian::native == std::endian::little, "safetensors are littl
 
 // The part [first, first + count) of each of the rows [row, row + rows) of a [*, columns] tensor of T.
 template <typename T>
-void CopyBlock(const TensorView& view, int64_t columns, int64_t row, int64_t rows, int64_t first, int64_t count, T* out) {
+void CopyBlock(const TensorView& view, int64_t columns, int64_t row, int64_t rows, int64_t first, int64_t count,
+               T* out) {
   const int64_t size = sizeof(T);
   for (int64_t r = 0; r < rows; ++r) {
     std::memcpy(out + r * count, view.data + ((row + r) * columns + first) * size, static_cast<size_t>(count * size));
@@ -47,9 +48,12 @@ bool IsDenseType(TensorType type) {
 
 float LoadDense(const TensorView& view, int64_t index) {
   switch (view.type) {
-    case TensorType::kBF16: return ToFloat(Load<BF16>(view, index));
-    case TensorType::kF16: return ToFloat(Load<F16>(view, index));
-    default: return Load<float>(view, index);
+    case TensorType::kBF16:
+      return ToFloat(Load<BF16>(view, index));
+    case TensorType::kF16:
+      return ToFloat(Load<F16>(view, index));
+    default:
+      return Load<float>(view, index);
   }
 }
 
@@ -104,7 +108,8 @@ std::vector<LinearShape> DecoderLinears(const ModelConfig& config) {
     linears.push_back({prefix + "self_attn.q_proj", q, h, config.qkv_bias, ShardAxis::kColumns, qkv});
     linears.push_back({prefix + "self_attn.k_proj", kv, h, config.qkv_bias, ShardAxis::kColumns, qkv});
     linears.push_back({prefix + "self_attn.v_proj", kv, h, config.qkv_bias, ShardAxis::kColumns, qkv});
-    linears.push_back({prefix + "self_attn.o_proj", h, q, config.o_bias, ShardAxis::kRows, prefix + "self_attn.o_proj"});
+    linears.push_back(
+        {prefix + "self_attn.o_proj", h, q, config.o_bias, ShardAxis::kRows, prefix + "self_attn.o_proj"});
     linears.push_back({prefix + "mlp.gate_proj", f, h, false, ShardAxis::kColumns, gate_up});
     linears.push_back({prefix + "mlp.up_proj", f, h, false, ShardAxis::kColumns, gate_up});
     linears.push_back({prefix + "mlp.down_proj", h, f, false, ShardAxis::kRows, prefix + "mlp.down_proj"});
@@ -166,7 +171,8 @@ absl::Status Checkpoint::Validate() const {
       NIBBLE_RETURN_IF_ERROR(expect_dense(WeightName(config_, linear), shape));
     } else {
       NIBBLE_RETURN_IF_ERROR(ValidateQuantized(linear));
-      for (const char* part : {".qweight", ".group_scale", ".group_min", ".channel_scale", ".block_bits", ".input_perm"}) {
+      for (const char* part :
+           {".qweight", ".group_scale", ".group_min", ".channel_scale", ".block_bits", ".input_perm"}) {
         expected.insert(linear.name + part);
       }
     }
@@ -193,8 +199,8 @@ absl::Status Checkpoint::ValidateQuantized(const LinearShape& shape) const {
     TensorType type;
     std::vector<int64_t> shape;
   } parts[] = {
-      {".qweight", TensorType::kU8, {n, k / 2}},          {".group_scale", TensorType::kU8, {n, blocks}},
-      {".group_min", TensorType::kI8, {n, blocks}},       {".channel_scale", TensorType::kF32, {n}},
+      {".qweight", TensorType::kU8, {n, k / 2}},    {".group_scale", TensorType::kU8, {n, blocks}},
+      {".group_min", TensorType::kI8, {n, blocks}}, {".channel_scale", TensorType::kF32, {n}},
       {".block_bits", TensorType::kU8, {blocks}},
   };
   for (const auto& part : parts) {
@@ -213,7 +219,8 @@ absl::Status Checkpoint::ValidateQuantized(const LinearShape& shape) const {
   for (int64_t i = 0; i < n; ++i) {
     const float scale = Load<float>(scales, i);
     if (!std::isfinite(scale) || scale < 0) {
-      return Bad(dir_, shape.name + ".channel_scale", absl::StrCat("has ", scale, " at row ", i, ", must be finite and not negative"));
+      return Bad(dir_, shape.name + ".channel_scale",
+                 absl::StrCat("has ", scale, " at row ", i, ", must be finite and not negative"));
     }
   }
   const std::string perm_name = shape.name + ".input_perm";
@@ -227,7 +234,8 @@ absl::Status Checkpoint::ValidateQuantized(const LinearShape& shape) const {
 
   // q, k and v read one coded input, gate and up another: their tables must be the same bytes.
   const std::vector<LinearShape>& linears = DecoderLinears(config_);
-  const auto first = std::find_if(linears.begin(), linears.end(), [&](const LinearShape& l) { return l.input == shape.input; });
+  const auto first =
+      std::find_if(linears.begin(), linears.end(), [&](const LinearShape& l) { return l.input == shape.input; });
   if (first->name == shape.name) return absl::OkStatus();
   for (const char* part : {".block_bits", ".input_perm"}) {
     const std::string mine = shape.name + part, theirs = first->name + part;
@@ -274,7 +282,8 @@ absl::StatusOr<std::vector<BF16>> Checkpoint::Dense(const std::string& name, std
   NIBBLE_ASSIGN_OR_RETURN(const TensorView view, GetDense(dir_, *tensors_, name, shape));
   const int64_t count = view.bytes / SizeOf(view.type);
   std::vector<BF16> values(static_cast<size_t>(count));
-  if (!CopyDense(view, count, 0, 1, 0, count, values.data())) return Bad(dir_, name, "has a value that is not finite in bf16");
+  if (!CopyDense(view, count, 0, 1, 0, count, values.data()))
+    return Bad(dir_, name, "has a value that is not finite in bf16");
   return values;
 }
 
@@ -282,8 +291,8 @@ namespace {
 
 // The rows and columns of the whole [N, K] a rank holds.
 struct Part {
-  int64_t row = 0, rows = 0;         // rows that exist in the file
-  int64_t padded_rows = 0;           // rows of the shard: more than `rows` only for lm_head
+  int64_t row = 0, rows = 0;  // rows that exist in the file
+  int64_t padded_rows = 0;    // rows of the shard: more than `rows` only for lm_head
   int64_t column = 0, columns = 0;
 };
 
@@ -294,8 +303,8 @@ absl::StatusOr<Part> Cut(const ModelConfig& config, const LinearShape& shape, Sh
   Part part{.row = 0, .rows = shape.n, .padded_rows = shape.n, .column = 0, .columns = shape.k};
   if (axis == ShardAxis::kNone || world == 1) return part;
   const auto indivisible = [&](const char* what, int64_t count) {
-    return absl::InvalidArgumentError(absl::StrCat(shape.name, ": tensor-parallel size ", world, " does not divide the ",
-                                                   count, " ", what));
+    return absl::InvalidArgumentError(
+        absl::StrCat(shape.name, ": tensor-parallel size ", world, " does not divide the ", count, " ", what));
   };
   if (axis == ShardAxis::kRows) {
     if (shape.k % world != 0) return indivisible("input channels", shape.k);
@@ -370,7 +379,8 @@ absl::StatusOr<LinearTensors> Checkpoint::Linear(const std::string& name, ShardA
     CopyBlock<T>(view, columns, row, rows, first, count, out->data());
     return absl::OkStatus();
   };
-  NIBBLE_RETURN_IF_ERROR(copy(".qweight", shape.k / 2, part.column / 2, part.columns / 2, part.row, part.rows, &linear.qweight));
+  NIBBLE_RETURN_IF_ERROR(
+      copy(".qweight", shape.k / 2, part.column / 2, part.columns / 2, part.row, part.rows, &linear.qweight));
   NIBBLE_RETURN_IF_ERROR(copy(".group_scale", blocks, block, block_count, part.row, part.rows, &linear.group_scale));
   NIBBLE_RETURN_IF_ERROR(copy(".group_min", blocks, block, block_count, part.row, part.rows, &linear.group_min));
   NIBBLE_RETURN_IF_ERROR(copy(".channel_scale", shape.n, part.row, part.rows, 0, 1, &linear.channel_scale));

@@ -18,35 +18,35 @@ namespace nibble {
 
 // One linear layer [N, K], whole or a tensor-parallel shard of it. Owns its data (a shard is a copy).
 struct LinearTensors {
-  std::string name;                    // "model.layers.0.self_attn.q_proj"
+  std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t n = 0;
   int64_t k = 0;
   bool quantized = false;
-  std::vector<BF16> dense;             // [N, K] when not quantized
-  std::vector<uint8_t> qweight;        // [N, K/2], low nibble = even k
-  std::vector<uint8_t> group_scale;    // [N, K/128]
-  std::vector<int8_t> group_min;       // [N, K/128]
-  std::vector<float> channel_scale;    // [N]
-  std::vector<uint8_t> block_bits;     // [K/128], 4 or 8
-  std::vector<int32_t> input_perm;     // [K] or empty
-  std::vector<float> bias;             // [N] or empty
+  std::vector<BF16> dense;           // [N, K] when not quantized
+  std::vector<uint8_t> qweight;      // [N, K/2], low nibble = even k
+  std::vector<uint8_t> group_scale;  // [N, K/128]
+  std::vector<int8_t> group_min;     // [N, K/128]
+  std::vector<float> channel_scale;  // [N]
+  std::vector<uint8_t> block_bits;   // [K/128], 4 or 8
+  std::vector<int32_t> input_perm;   // [K] or empty
+  std::vector<float> bias;           // [N] or empty
 };
 
 // Which part of a linear a rank holds.
 enum class ShardAxis : uint8_t {
-  kNone,      // all of it
-  kColumns,   // split N: q/k/v by heads, gate, up, lm_head
-  kRows,      // split K: o_proj, down_proj; block_bits and input_perm are cut and rebased to the shard
+  kNone,     // all of it
+  kColumns,  // split N: q/k/v by heads, gate, up, lm_head
+  kRows,     // split K: o_proj, down_proj; block_bits and input_perm are cut and rebased to the shard
 };
 
 // A linear layer of the model as its config implies it.
 struct LinearShape {
-  std::string name;   // "model.layers.0.self_attn.q_proj"
+  std::string name;  // "model.layers.0.self_attn.q_proj"
   int64_t n = 0;
   int64_t k = 0;
   bool bias = false;
-  ShardAxis axis = ShardAxis::kColumns;   // how tensor parallelism splits it
-  std::string input;                      // linears of equal `input` read the same rows: "model.layers.0.self_attn.qkv"
+  ShardAxis axis = ShardAxis::kColumns;  // how tensor parallelism splits it
+  std::string input;                     // linears of equal `input` read the same rows: "model.layers.0.self_attn.qkv"
 };
 
 // The decoder's linears, those a quantized checkpoint holds in four bits: q, k, v, o, gate, up, down, layer by layer.
@@ -78,7 +78,8 @@ class Checkpoint {
   // (outputs are summed over ranks). INVALID_ARGUMENT when the size does not divide, or when a rank of a quantized
   // linear would not hold whole 128-blocks.
   absl::StatusOr<LinearTensors> Linear(const std::string& name, ShardAxis axis, int rank, int world) const;
-  // A bf16 vector or matrix kept unquantized (norms, embedding). Converted from f32/f16 when stored so. Values are finite.
+  // A bf16 vector or matrix kept unquantized (norms, embedding). Converted from f32/f16 when stored so. Values are
+  // finite.
   absl::StatusOr<std::vector<BF16>> Dense(const std::string& name, std::span<const int64_t> shape) const;
 
  private:

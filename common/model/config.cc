@@ -41,7 +41,8 @@ class Fields {
                       (!value.is_number_unsigned() ||
                        value.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
     if (!fits || value.get<int64_t>() < low || value.get<int64_t>() > high) {
-      return Error(key, absl::StrCat("is ", Quoted(value.dump(-1, ' ', true)), ", must be an integer from ", low, " to ", high));
+      return Error(
+          key, absl::StrCat("is ", Quoted(value.dump(-1, ' ', true)), ", must be an integer from ", low, " to ", high));
     }
     return value.get<int64_t>();
   }
@@ -57,7 +58,8 @@ class Fields {
     if (value == nullptr) return absl::OkStatus();
     const double number = value->is_number() ? value->get<double>() : std::nan("");
     if (!(number >= low && number <= high)) {
-      return Error(key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a number from ", low, " to ", high));
+      return Error(
+          key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a number from ", low, " to ", high));
     }
     *out = number;
     return absl::OkStatus();
@@ -65,14 +67,16 @@ class Fields {
   absl::Status ReadOptional(const char* key, bool* out) const {
     const Json* value = Find(key);
     if (value == nullptr) return absl::OkStatus();
-    if (!value->is_boolean()) return Error(key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a boolean"));
+    if (!value->is_boolean())
+      return Error(key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a boolean"));
     *out = value->get<bool>();
     return absl::OkStatus();
   }
   absl::Status ReadOptional(const char* key, std::string* out) const {
     const Json* value = Find(key);
     if (value == nullptr) return absl::OkStatus();
-    if (!value->is_string()) return Error(key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a string"));
+    if (!value->is_string())
+      return Error(key, absl::StrCat("is ", Quoted(value->dump(-1, ' ', true)), ", must be a string"));
     *out = value->get<std::string>();
     return absl::OkStatus();
   }
@@ -111,8 +115,8 @@ absl::Status ReadArchitecture(const Fields& fields, ModelConfig* config) {
     config->qkv_bias = true;
   } else if (name != "MistralForCausalLM") {
     return fields.Unsupported(
-        "architectures", absl::StrCat("is ", Quoted(name),
-                                      "; Nibble runs LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM"));
+        "architectures",
+        absl::StrCat("is ", Quoted(name), "; Nibble runs LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM"));
   }
 
   bool flag = false;
@@ -133,8 +137,7 @@ absl::Status ReadDimensions(const Fields& fields, ModelConfig* config) {
   NIBBLE_RETURN_IF_ERROR(fields.Read("intermediate_size", 64, kMaxIntermediate, &config->intermediate_size));
   NIBBLE_RETURN_IF_ERROR(fields.Read("num_attention_heads", 1, kMaxHeads, &config->num_heads));
   NIBBLE_RETURN_IF_ERROR(fields.Read("vocab_size", 1, kMaxVocab, &config->vocab_size));
-  NIBBLE_RETURN_IF_ERROR(
-      fields.Read("max_position_embeddings", 1, kMaxPositions, &config->max_position_embeddings));
+  NIBBLE_RETURN_IF_ERROR(fields.Read("max_position_embeddings", 1, kMaxPositions, &config->max_position_embeddings));
 
   config->num_kv_heads = config->num_heads;
   if (fields.Find("num_key_value_heads") != nullptr) {
@@ -155,8 +158,8 @@ absl::Status ReadDimensions(const Fields& fields, ModelConfig* config) {
     return fields.Unsupported("head_dim", absl::StrCat("is ", config->head_dim, "; 64 and 128 are run"));
   }
   if (config->num_heads * config->head_dim > kMaxHidden) {
-    return fields.Error("num_attention_heads", absl::StrCat("x head_dim is ", config->num_heads * config->head_dim,
-                                                            ", at most ", kMaxHidden));
+    return fields.Error("num_attention_heads",
+                        absl::StrCat("x head_dim is ", config->num_heads * config->head_dim, ", at most ", kMaxHidden));
   }
   NIBBLE_RETURN_IF_ERROR(fields.ReadOptional("rms_norm_eps", 1e-12, 0.1, &config->rms_norm_eps));
   NIBBLE_RETURN_IF_ERROR(fields.ReadOptional("tie_word_embeddings", &config->tie_word_embeddings));
@@ -170,7 +173,8 @@ absl::Status RefuseSlidingWindow(const Fields& fields, const ModelConfig& config
     if (!types->is_array()) return fields.Error("layer_types", "must be a list");
     for (const Json& type : *types) {
       if (type != "full_attention") {
-        return fields.Unsupported("layer_types", absl::StrCat("has ", Quoted(type.dump(-1, ' ', true)), "; only \"full_attention\" is run"));
+        return fields.Unsupported(
+            "layer_types", absl::StrCat("has ", Quoted(type.dump(-1, ' ', true)), "; only \"full_attention\" is run"));
       }
     }
   }
@@ -217,8 +221,8 @@ absl::Status ReadRope(const Fields& fields, ModelConfig* config) {
   NIBBLE_RETURN_IF_ERROR(
       rope.Read("original_max_position_embeddings", 1, kMaxPositions, &scaling.original_max_position));
   if (scaling.high_freq_factor <= scaling.low_freq_factor) {
-    return rope.Error("high_freq_factor", absl::StrCat("is ", scaling.high_freq_factor, ", must exceed low_freq_factor ",
-                                                       scaling.low_freq_factor));
+    return rope.Error("high_freq_factor", absl::StrCat("is ", scaling.high_freq_factor,
+                                                       ", must exceed low_freq_factor ", scaling.low_freq_factor));
   }
   config->rope_scaling = scaling;
   return absl::OkStatus();
@@ -251,14 +255,15 @@ absl::Status ReadQuantization(const Fields& fields, ModelConfig* config) {
   std::string method;
   NIBBLE_RETURN_IF_ERROR(block.ReadOptional("quant_method", &method));
   if (method != "nibble") {
-    return block.Unsupported("quant_method", absl::StrCat("is ", Quoted(method),
-                                                          "; make a checkpoint with nibble-quantize from the unquantized model"));
+    return block.Unsupported(
+        "quant_method",
+        absl::StrCat("is ", Quoted(method), "; make a checkpoint with nibble-quantize from the unquantized model"));
   }
   int64_t version = 0, group = 0;
   NIBBLE_RETURN_IF_ERROR(block.Read("version", 0, std::numeric_limits<int32_t>::max(), &version));
   if (version != kQuantizedFormatVersion) {
-    return block.Unsupported("version", absl::StrCat("is ", version, "; this build reads version ",
-                                                     kQuantizedFormatVersion));
+    return block.Unsupported("version",
+                             absl::StrCat("is ", version, "; this build reads version ", kQuantizedFormatVersion));
   }
   std::string mode;
   NIBBLE_RETURN_IF_ERROR(block.ReadOptional("mode", &mode));
@@ -273,14 +278,15 @@ absl::Status ReadQuantization(const Fields& fields, ModelConfig* config) {
     NIBBLE_RETURN_IF_ERROR(block.Read("down_hadamard", 0, kMaxIntermediate, &config->down_hadamard));
     const int64_t size = config->down_hadamard;
     if ((size & (size - 1)) != 0 || size == 1 || (size != 0 && config->intermediate_size % size != 0)) {
-      return block.Error("down_hadamard", absl::StrCat("is ", size, ", must be 0 or a power of two from 2 that divides ",
-                                                       config->intermediate_size));
+      return block.Error(
+          "down_hadamard",
+          absl::StrCat("is ", size, ", must be 0 or a power of two from 2 that divides ", config->intermediate_size));
     }
   }
-  const std::pair<const char*, int64_t> inputs[] = {{"hidden_size", config->hidden_size},
-                                                    {"intermediate_size", config->intermediate_size},
-                                                    {"num_attention_heads x head_dim",
-                                                     config->num_heads * config->head_dim}};
+  const std::pair<const char*, int64_t> inputs[] = {
+      {"hidden_size", config->hidden_size},
+      {"intermediate_size", config->intermediate_size},
+      {"num_attention_heads x head_dim", config->num_heads * config->head_dim}};
   for (const auto& [name, k] : inputs) {
     if (k % 128 != 0) {
       return fields.Error(name, absl::StrCat("is ", k, ", must be a multiple of 128 in a quantized checkpoint"));
@@ -306,9 +312,12 @@ bool IsPlainName(const std::string& name) {
 
 const char* QuantizationName(Quantization q) {
   switch (q) {
-    case Quantization::kBF16: return "bf16";
-    case Quantization::kW4A8KV4: return "w4a8kv4";
-    case Quantization::kW4A4KV4: return "w4a4kv4";
+    case Quantization::kBF16:
+      return "bf16";
+    case Quantization::kW4A8KV4:
+      return "w4a8kv4";
+    case Quantization::kW4A4KV4:
+      return "w4a4kv4";
   }
   return "unknown";
 }

@@ -23,29 +23,29 @@ struct RopeScaling {
 inline constexpr int64_t kQuantizedFormatVersion = 1;
 
 enum class Quantization : uint8_t { kBF16, kW4A8KV4, kW4A4KV4 };
-const char* QuantizationName(Quantization q);                      // "bf16", "w4a8kv4", "w4a4kv4"
+const char* QuantizationName(Quantization q);  // "bf16", "w4a8kv4", "w4a4kv4"
 absl::StatusOr<Quantization> ParseQuantization(std::string_view name);
 
 struct ModelConfig {
-  std::string name;                  // the directory's name unless config.json has _name_or_path
+  std::string name;  // the directory's name unless config.json has _name_or_path
   int64_t num_layers = 0;
-  int64_t hidden_size = 0;           // H
-  int64_t intermediate_size = 0;     // F
-  int64_t num_heads = 0;             // query heads
+  int64_t hidden_size = 0;        // H
+  int64_t intermediate_size = 0;  // F
+  int64_t num_heads = 0;          // query heads
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;              // D: 64 or 128
+  int64_t head_dim = 0;  // D: 64 or 128
   int64_t vocab_size = 0;
   int64_t max_position_embeddings = 0;
   double rms_norm_eps = 1e-5;
   double rope_theta = 10000;
   std::optional<RopeScaling> rope_scaling;
   bool tie_word_embeddings = false;
-  bool qkv_bias = false;             // Qwen2, or Llama with attention_bias
-  bool o_bias = false;               // Llama with attention_bias
+  bool qkv_bias = false;  // Qwen2, or Llama with attention_bias
+  bool o_bias = false;    // Llama with attention_bias
   std::optional<int64_t> bos_token_id;
-  std::vector<int64_t> eos_token_ids;   // config.json and generation_config.json together
-  Quantization quantization = Quantization::kBF16;   // from quantization_config
-  int64_t down_hadamard = 0;         // online block-Hadamard in front of down_proj, 0 = none
+  std::vector<int64_t> eos_token_ids;               // config.json and generation_config.json together
+  Quantization quantization = Quantization::kBF16;  // from quantization_config
+  int64_t down_hadamard = 0;                        // online block-Hadamard in front of down_proj, 0 = none
 
   int64_t num_query_groups() const { return num_heads / num_kv_heads; }
 };

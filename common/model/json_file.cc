@@ -1,17 +1,15 @@
 #include "common/model/json_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <set>
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/file.h"
 #include "common/base/status.h"
 
 namespace nibble {
@@ -52,9 +50,8 @@ std::string Quoted(std::string_view text) {
 absl::Status FileError(int error_number, std::string_view doing, const std::string& path) {
   const std::string message =
       absl::StrCat(absl::string_view(doing.data(), doing.size()), " ", path, ": ", std::strerror(error_number));
-  return absl::Status(error_number == EFBIG ? absl::StatusCode::kResourceExhausted
-                                            : absl::ErrnoToStatusCode(error_number),
-                      message);
+  return absl::Status(
+      error_number == EFBIG ? absl::StatusCode::kResourceExhausted : absl::ErrnoToStatusCode(error_number), message);
 }
 
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what) {
@@ -92,36 +89,8 @@ absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view
   return json;
 }
 
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes) {
-  // O_NONBLOCK: opening a FIFO somebody left in a model directory must not hang a start.
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd < 0) return FileError(errno, "open", path);
-  struct Closer {
-    int fd;
-    ~Closer() { ::close(fd); }
-  } closer{fd};
-  struct stat info {};
-  if (::fstat(fd, &info) != 0) return FileError(errno, "stat", path);
-  if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  if (info.st_size > max_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", info.st_size, " bytes, at most ", max_bytes, " are read"));
-  }
-  std::string text(static_cast<size_t>(info.st_size), '\0');
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t got = ::read(fd, text.data() + done, text.size() - done);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return FileError(errno, "read", path);
-    if (got == 0) break;
-    done += static_cast<size_t>(got);
-  }
-  text.resize(done);
-  return text;
-}
-
 absl::StatusOr<nlohmann::json> ReadJsonObject(const std::string& path, int64_t max_bytes) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadWholeFile(path, max_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, max_bytes));
   NIBBLE_ASSIGN_OR_RETURN(nlohmann::json json, ParseJson(text, path));
   if (!json.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, ": the top level is not an object"));
   return json;

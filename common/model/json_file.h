@@ -18,10 +18,7 @@ inline constexpr int64_t kMaxConfigBytes = int64_t{4} << 20;
 // deeper than kMaxJsonNesting. `what` names the text in messages ("/models/x/config.json").
 absl::StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view what);
 
-// The whole of a regular file. NOT_FOUND, or INVALID_ARGUMENT when it is not a regular file or has over max_bytes.
-absl::StatusOr<std::string> ReadWholeFile(const std::string& path, int64_t max_bytes);
-
-// A JSON file whose top level is an object.
+// A JSON file whose top level is an object. Errors as of ReadSmallFile and ParseJson.
 absl::StatusOr<nlohmann::json> ReadJsonObject(const std::string& path, int64_t max_bytes = kMaxConfigBytes);
 
 // Text from a file made fit for a message or a log line: control bytes escaped, cut at 120 bytes.

@@ -2,6 +2,11 @@
 // As in the reference reader, tensors must tile the byte buffer: no overlap, no hole, nothing behind the last one.
 #include "common/model/safetensors.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -9,11 +14,6 @@
 #include <set>
 #include <string_view>
 #include <utility>
-
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
@@ -26,7 +26,7 @@ using Json = nlohmann::json;
 
 constexpr char kSingleFile[] = "model.safetensors";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
-constexpr uint64_t kMaxHeaderBytes = uint64_t{8} << 20;   // a 70B shard's header has about 20 KB
+constexpr uint64_t kMaxHeaderBytes = uint64_t{8} << 20;  // a 70B shard's header has about 20 KB
 constexpr int64_t kMaxIndexBytes = int64_t{64} << 20;
 constexpr size_t kMaxShards = 4096;
 constexpr size_t kMaxRank = 8;
@@ -57,8 +57,8 @@ int64_t NonNegative(const Json& value) {
 
 // A file name of an index: one path component, so that an index cannot name a file elsewhere.
 bool IsPlainFileName(const std::string& name) {
-  return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
-         name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+  return !name.empty() && name.size() <= 255 && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.find('\0') == std::string::npos;
 }
 
 // One entry of a header. `buffer` are the bytes behind the header.
@@ -70,7 +70,8 @@ absl::StatusOr<TensorView> ParseTensor(const Json& entry, std::span<const uint8_
   }
   if (!dtype->is_string()) return absl::InvalidArgumentError("must have a dtype that is a string");
   TensorView view;
-  const auto known = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return *dtype == t.name; });
+  const auto known =
+      std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return *dtype == t.name; });
   if (known == std::end(kTypes)) {
     return absl::UnimplementedError(absl::StrCat("has dtype ", Quoted(dtype->dump(-1, ' ', true)),
                                                  "; F32, F16, BF16, U8, I8, I32 and I64 are read"));
@@ -177,7 +178,8 @@ struct SafeTensors::Mapping {
     std::vector<std::pair<int64_t, int64_t>> ranges;  // [begin, end)
     for (const auto& [name, entry] : header.items()) {
       if (name == "__metadata__") {
-        if (!entry.is_object() || std::any_of(entry.begin(), entry.end(), [](const Json& v) { return !v.is_string(); })) {
+        if (!entry.is_object() ||
+            std::any_of(entry.begin(), entry.end(), [](const Json& v) { return !v.is_string(); })) {
           return absl::InvalidArgumentError(absl::StrCat(path, ": __metadata__ must map strings to strings"));
         }
         continue;
@@ -205,8 +207,8 @@ struct SafeTensors::Mapping {
       covered = end;
     }
     if (covered != static_cast<int64_t>(buffer.size())) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": ", buffer.size(), " data bytes, but the tensors end at ",
-                                                     covered));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": ", buffer.size(), " data bytes, but the tensors end at ", covered));
     }
     return tensors;
   }
@@ -254,10 +256,9 @@ absl::StatusOr<std::unique_ptr<SafeTensors>> SafeTensors::Open(const std::string
       if (!placed.empty()) {
         const auto place = placed.find(tensor);
         if (place == placed.end() || place->second != name) {
-          return absl::InvalidArgumentError(absl::StrCat(mapping->path, ": holds tensor ", Quoted(tensor),
-                                                         ", which the index ",
-                                                         place == placed.end() ? "does not name"
-                                                                               : "places in another file"));
+          return absl::InvalidArgumentError(
+              absl::StrCat(mapping->path, ": holds tensor ", Quoted(tensor), ", which the index ",
+                           place == placed.end() ? "does not name" : "places in another file"));
         }
         ++found;
       }

@@ -1,5 +1,9 @@
 #include "common/model/writer.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -7,10 +11,6 @@
 #include <set>
 #include <system_error>
 #include <utility>
-
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -53,13 +53,15 @@ absl::Status SyncDirectory(const std::string& path) {
 }
 
 // A header: its length, then JSON padded with spaces so that data begins at a multiple of 8.
-std::string HeaderBytes(const std::vector<const TensorSpec*>& tensors, const std::map<std::string, std::string>& metadata) {
+std::string HeaderBytes(const std::vector<const TensorSpec*>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
   nlohmann::json header = nlohmann::json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
   int64_t offset = 0;
   for (const TensorSpec* spec : tensors) {
     const int64_t end = offset + BytesOf(*spec);
-    header[spec->name] = {{"dtype", TensorTypeName(spec->type)}, {"shape", spec->shape}, {"data_offsets", {offset, end}}};
+    header[spec->name] = {
+        {"dtype", TensorTypeName(spec->type)}, {"shape", spec->shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
   std::string text = header.dump();
@@ -71,7 +73,8 @@ std::string HeaderBytes(const std::vector<const TensorSpec*>& tensors, const std
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& dir, std::vector<TensorSpec> tensors,
+absl::StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::string& dir,
+                                                                 std::vector<TensorSpec> tensors,
                                                                  const ModelWriterOptions& options) {
   std::unique_ptr<ModelWriter> writer(new ModelWriter);
   writer->dir_ = dir;
@@ -156,8 +159,8 @@ absl::Status ModelWriter::CreateShards(const std::vector<TensorSpec>& tensors) {
     if (const int error = ::posix_fallocate(shard.fd, 0, static_cast<off_t>(offset)); error != 0) {
       return FileError(error, absl::StrCat("reserve ", offset, " bytes for"), dir_ + "/" + file_name);
     }
-    NIBBLE_RETURN_IF_ERROR(WriteAll(
-        shard.fd, shard.path, std::span(reinterpret_cast<const uint8_t*>(header.data()), header.size()), 0));
+    NIBBLE_RETURN_IF_ERROR(
+        WriteAll(shard.fd, shard.path, std::span(reinterpret_cast<const uint8_t*>(header.data()), header.size()), 0));
   }
   if (groups.size() == 1) return absl::OkStatus();
   const nlohmann::json index = {{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", weight_map}};

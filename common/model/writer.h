@@ -25,17 +25,17 @@ struct TensorSpec {
 };
 
 struct ModelWriterOptions {
-  bool overwrite = false;                               // replace an existing model directory
-  int64_t max_shard_bytes = int64_t{4} << 30;           // of tensor data; one larger tensor gets a file of its own
-  std::map<std::string, std::string> metadata = {{"format", "pt"}};   // __metadata__ of every file
+  bool overwrite = false;                      // replace an existing model directory
+  int64_t max_shard_bytes = int64_t{4} << 30;  // of tensor data; one larger tensor gets a file of its own
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};  // __metadata__ of every file
 };
 
 class ModelWriter {
  public:
   // Creates the temporary directory and the shards, and reserves their space, so that a full disk is known at once.
   // ALREADY_EXISTS when dir exists and overwrite is off; FAILED_PRECONDITION when overwrite is on but dir is not a flat
-  // directory with a config.json, that is, something other than a model would be deleted; RESOURCE_EXHAUSTED with path and
-  // bytes when space is short. Tensor names must be distinct.
+  // directory with a config.json, that is, something other than a model would be deleted; RESOURCE_EXHAUSTED with path
+  // and bytes when space is short. Tensor names must be distinct.
   static absl::StatusOr<std::unique_ptr<ModelWriter>> Create(const std::string& dir, std::vector<TensorSpec> tensors,
                                                              const ModelWriterOptions& options);
   ~ModelWriter();
@@ -54,7 +54,7 @@ class ModelWriter {
   // Syncs everything and gives the directory its name. Every declared tensor must have been written.
   absl::Status Commit();
 
-  int64_t total_bytes() const { return total_bytes_; }   // of tensor data
+  int64_t total_bytes() const { return total_bytes_; }  // of tensor data
 
  private:
   ModelWriter() = default;
@@ -64,7 +64,7 @@ class ModelWriter {
   };
   struct Place {
     size_t shard = 0;
-    int64_t offset = 0;   // in the file
+    int64_t offset = 0;  // in the file
     int64_t bytes = 0;
     bool written = false;
   };
@@ -73,7 +73,7 @@ class ModelWriter {
   absl::Status Discard();
 
   std::string dir_;
-  std::string partial_;   // the temporary directory, empty when there is none
+  std::string partial_;  // the temporary directory, empty when there is none
   ModelWriterOptions options_;
   std::vector<Shard> shards_;
   std::map<std::string, Place> places_;

@@ -1,12 +1,13 @@
 #include "common/model/checkpoint.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include "tests/model/tiny_model.h"
 
 namespace nibble {
@@ -44,7 +45,8 @@ std::vector<float> Dequantize(const LinearTensors& l) {
         const uint8_t byte = l.qweight[static_cast<size_t>((n * l.k + i) / 2)];
         const int q4 = i % 2 == 0 ? byte & 15 : byte >> 4;
         const size_t group = static_cast<size_t>(n * (l.k / 128) + i / 128);
-        value = l.channel_scale[static_cast<size_t>(n)] * static_cast<float>(q4 * l.group_scale[group] + l.group_min[group]);
+        value = l.channel_scale[static_cast<size_t>(n)] *
+                static_cast<float>(q4 * l.group_scale[group] + l.group_min[group]);
       } else {
         value = ToFloat(l.dense[static_cast<size_t>(n * l.k + i)]);
       }
@@ -66,7 +68,8 @@ TEST(Checkpoint, OpensTheBundledModel) {
 TEST(Checkpoint, ShardsTileTheWhole) {
   for (const Quantization q : {Quantization::kBF16, Quantization::kW4A8KV4, Quantization::kW4A4KV4}) {
     TempDir dir;
-    const TinyModel tiny{.intermediate_size = 1024, .num_heads = 8, .num_kv_heads = 4, .attention_bias = true, .quantization = q};
+    const TinyModel tiny{
+        .intermediate_size = 1024, .num_heads = 8, .num_kv_heads = 4, .attention_bias = true, .quantization = q};
     const auto checkpoint = MustOpen(tiny, dir / "m");
     for (const LinearShape& shape : DecoderLinears(checkpoint->config())) {
       const LinearTensors whole = MustLoad(*checkpoint, shape.name, shape.axis, 0, 1);
@@ -104,7 +107,8 @@ TEST(Checkpoint, ShardsTileTheWhole) {
 TEST(Checkpoint, HeadIsPaddedEquallyOnEveryRank) {
   for (const bool tied : {false, true}) {
     TempDir dir;
-    const auto checkpoint = MustOpen({.num_heads = 8, .num_kv_heads = 4, .vocab_size = 321, .tie_word_embeddings = tied}, dir / "m");
+    const auto checkpoint =
+        MustOpen({.num_heads = 8, .num_kv_heads = 4, .vocab_size = 321, .tie_word_embeddings = tied}, dir / "m");
     const LinearTensors whole = MustLoad(*checkpoint, "lm_head", ShardAxis::kColumns, 0, 1);
     ASSERT_EQ(whole.n, 321);
     std::vector<uint16_t> bits;
@@ -128,7 +132,8 @@ TEST(Checkpoint, RefusesSizesThatDoNotDivide) {
   TempDir dir;
   const auto checkpoint = MustOpen({.intermediate_size = 384, .quantization = Quantization::kW4A4KV4}, dir / "m");
   const std::string layer = "model.layers.1.";
-  EXPECT_TRUE(absl::IsInvalidArgument(checkpoint->Linear(layer + "self_attn.k_proj", ShardAxis::kColumns, 0, 4).status()));
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(checkpoint->Linear(layer + "self_attn.k_proj", ShardAxis::kColumns, 0, 4).status()));
   const absl::Status cut = checkpoint->Linear(layer + "mlp.down_proj", ShardAxis::kRows, 0, 2).status();
   EXPECT_THAT(std::string(cut.message()), HasSubstr("192 of 384 input channels, must be a multiple of 128"));
   EXPECT_TRUE(absl::IsInvalidArgument(checkpoint->Linear(layer + "mlp.down_proj", ShardAxis::kRows, 2, 2).status()));
@@ -138,8 +143,11 @@ TEST(Checkpoint, RefusesSizesThatDoNotDivide) {
 TEST(Checkpoint, SegmentsServeEverySizeThatLoads) {
   EXPECT_EQ(RowSegments(TinyConfig({})), 2);
   EXPECT_EQ(RowSegments(TinyConfig({.intermediate_size = 384})), 1);  // halves would not be whole blocks
-  EXPECT_EQ(RowSegments(TinyConfig({.intermediate_size = 28672, .num_heads = 64, .num_kv_heads = 8, .head_dim = 128})), 8);
-  EXPECT_EQ(RowSegments(TinyConfig({.intermediate_size = 128 * 60, .num_heads = 12, .num_kv_heads = 12, .head_dim = 128})), 12);
+  EXPECT_EQ(RowSegments(TinyConfig({.intermediate_size = 28672, .num_heads = 64, .num_kv_heads = 8, .head_dim = 128})),
+            8);
+  EXPECT_EQ(
+      RowSegments(TinyConfig({.intermediate_size = 128 * 60, .num_heads = 12, .num_kv_heads = 12, .head_dim = 128})),
+      12);
 }
 
 TEST(Checkpoint, FingerprintIgnoresPlaceAndFiles) {
@@ -175,14 +183,16 @@ TEST(Checkpoint, ConvertsOtherDenseTypes) {
       ASSERT_TRUE((*writer)->Write(spec.name, values).ok());
     }
   }
-  ASSERT_TRUE((*writer)->WriteFile("config.json", TinyConfigJson(nibble::testing::TinyModel{.num_layers = 1}).dump()).ok());
+  ASSERT_TRUE(
+      (*writer)->WriteFile("config.json", TinyConfigJson(nibble::testing::TinyModel{.num_layers = 1}).dump()).ok());
   ASSERT_TRUE((*writer)->Commit().ok());
   const auto checkpoint = Checkpoint::Open(dir / "m");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const int64_t shape[] = {256};
   EXPECT_EQ(ToFloat((*(*checkpoint)->Dense("model.norm.weight", shape))[3]), 1.5f);
   EXPECT_EQ(ToFloat(MustLoad(**checkpoint, "model.layers.0.mlp.up_proj", ShardAxis::kNone, 0, 1).dense[9]), 0.25f);
-  EXPECT_THAT(std::string((*checkpoint)->Linear("lm_head", ShardAxis::kColumns, 0, 1).status().message()), HasSubstr("not finite"));
+  EXPECT_THAT(std::string((*checkpoint)->Linear("lm_head", ShardAxis::kColumns, 0, 1).status().message()),
+              HasSubstr("not finite"));
 }
 
 // Breaks one byte or tensor of a quantized model on disk, then expects the message.

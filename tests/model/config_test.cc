@@ -1,12 +1,13 @@
 #include "common/model/config.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <string>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
 #include "tests/model/tiny_model.h"
 
 namespace nibble {
@@ -65,7 +66,8 @@ TEST(Config, ReadsLlama31Scaling) {
 TEST(Config, ReadsNewStyleRopeParameters) {
   const auto config = LoadEdited([](Json& json) {
     json.erase("rope_theta");
-    json["rope_parameters"] = {{"rope_theta", 1e6}, {"rope_type", "llama3"}, {"factor", 32.0}, {"low_freq_factor", 1.0},
+    json["rope_parameters"] = {{"rope_theta", 1e6},       {"rope_type", "llama3"},
+                               {"factor", 32.0},          {"low_freq_factor", 1.0},
                                {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
   });
   ASSERT_TRUE(config.ok()) << config.status();
@@ -126,14 +128,32 @@ TEST(Config, RefusesWhatItDoesNotRun) {
       {"activation", [](Json& j) { j["hidden_act"] = "gelu"; }, "hidden_act"},
       {"mlp bias", [](Json& j) { j["mlp_bias"] = true; }, "mlp_bias"},
       {"head size", [](Json& j) { j["head_dim"] = 96; }, "head_dim is 96"},
-      {"yarn", [](Json& j) { j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}}; }, "yarn"},
-      {"linear", [](Json& j) { j["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 4.0}}; }, "linear"},
+      {"yarn",
+       [](Json& j) {
+         j["rope_scaling"] = {{"type", "yarn"}, {"factor", 4.0}};
+       },
+       "yarn"},
+      {"linear",
+       [](Json& j) {
+         j["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 4.0}};
+       },
+       "linear"},
       {"window", [](Json& j) { j["sliding_window"] = 512; }, "sliding_window is 512"},
-      {"mixed layers", [](Json& j) { j["layer_types"] = {"full_attention", "sliding_attention"}; }, "sliding_attention"},
+      {"mixed layers",
+       [](Json& j) {
+         j["layer_types"] = {"full_attention", "sliding_attention"};
+       },
+       "sliding_attention"},
       {"partial rotation", [](Json& j) { j["partial_rotary_factor"] = 0.5; }, "partial_rotary_factor"},
-      {"foreign quantization", [](Json& j) { j["quantization_config"] = {{"quant_method", "awq"}}; }, "awq"},
+      {"foreign quantization",
+       [](Json& j) {
+         j["quantization_config"] = {{"quant_method", "awq"}};
+       },
+       "awq"},
       {"newer format",
-       [](Json& j) { j["quantization_config"] = {{"quant_method", "nibble"}, {"version", 2}, {"mode", "w4a4kv4"}}; },
+       [](Json& j) {
+         j["quantization_config"] = {{"quant_method", "nibble"}, {"version", 2}, {"mode", "w4a4kv4"}};
+       },
        "version is 2"},
   };
   for (const auto& c : cases) {
@@ -149,19 +169,39 @@ TEST(Config, RefusesValuesOutOfRange) {
     const char* key;
     Json value;
   } cases[] = {
-      {"num_hidden_layers", 0},          {"num_hidden_layers", 1025},        {"num_hidden_layers", "4"},
-      {"num_hidden_layers", 4.0},        {"num_hidden_layers", nullptr},     {"hidden_size", -256},
-      {"hidden_size", 1 << 20},          {"intermediate_size", int64_t{1} << 40},
+      {"num_hidden_layers", 0},
+      {"num_hidden_layers", 1025},
+      {"num_hidden_layers", "4"},
+      {"num_hidden_layers", 4.0},
+      {"num_hidden_layers", nullptr},
+      {"hidden_size", -256},
+      {"hidden_size", 1 << 20},
+      {"intermediate_size", int64_t{1} << 40},
       {"intermediate_size", 18446744073709551615u},
-      {"num_attention_heads", 0},        {"num_key_value_heads", 3},         {"vocab_size", 0},
-      {"vocab_size", int64_t{1} << 32},  {"max_position_embeddings", 0},     {"rms_norm_eps", 0},
-      {"rms_norm_eps", 1},               {"rms_norm_eps", "small"},          {"rope_theta", -1},
-      {"rope_theta", 1e300},             {"tie_word_embeddings", "yes"},     {"bos_token_id", 320},
-      {"eos_token_id", {1, -1}},         {"eos_token_id", "x"},              {"architectures", "LlamaForCausalLM"},
-      {"architectures", Json::array()},  {"rope_scaling", 7},                {"quantization_config", "nibble"},
+      {"num_attention_heads", 0},
+      {"num_key_value_heads", 3},
+      {"vocab_size", 0},
+      {"vocab_size", int64_t{1} << 32},
+      {"max_position_embeddings", 0},
+      {"rms_norm_eps", 0},
+      {"rms_norm_eps", 1},
+      {"rms_norm_eps", "small"},
+      {"rope_theta", -1},
+      {"rope_theta", 1e300},
+      {"tie_word_embeddings", "yes"},
+      {"bos_token_id", 320},
+      {"eos_token_id", {1, -1}},
+      {"eos_token_id", "x"},
+      {"architectures", "LlamaForCausalLM"},
+      {"architectures", Json::array()},
+      {"rope_scaling", 7},
+      {"quantization_config", "nibble"},
       {"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}},
       {"rope_scaling",
-       {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 4.0}, {"high_freq_factor", 4.0},
+       {{"rope_type", "llama3"},
+        {"factor", 8.0},
+        {"low_freq_factor", 4.0},
+        {"high_freq_factor", 4.0},
         {"original_max_position_embeddings", 128}}},
       {"quantization_config", {{"quant_method", "nibble"}, {"version", 1}, {"mode", "w2"}, {"group_size", 128}}},
       {"quantization_config",

@@ -1,14 +1,15 @@
 #include "common/model/safetensors.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <random>
 #include <string>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/stat.h>
 #include "common/model/json_file.h"
 #include "tests/model/tiny_model.h"
 
@@ -77,7 +78,8 @@ TEST(SafeTensors, RefusesHostileFiles) {
       {"not JSON", File("{\"a\"", 0)},
       {"deep nesting", File("{\"a\":" + std::string(5000, '['), 0)},
       {"duplicate name", File(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-                              R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2)},
+                              R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                              2)},
       {"metadata not strings", File(R"({"__metadata__":{"n":1}})", 0)},
       {"no name", File(R"({"":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1)},
       {"entry not an object", File(R"({"a":3})", 0)},
@@ -92,11 +94,18 @@ TEST(SafeTensors, RefusesHostileFiles) {
       {"one offset", File(one(R"("dtype":"U8","shape":[1],"data_offsets":[0])"), 1)},
       {"backward offsets", File(one(R"("dtype":"U8","shape":[1],"data_offsets":[1,0])"), 1)},
       {"past the end", File(one(R"("dtype":"U8","shape":[2],"data_offsets":[0,2])"), 1)},
-      {"offset over int64", File(one(R"("dtype":"U8","shape":[1],"data_offsets":[18446744073709551614,18446744073709551615])"), 1)},
+      {"offset over int64",
+       File(one(R"("dtype":"U8","shape":[1],"data_offsets":[18446744073709551614,18446744073709551615])"), 1)},
       {"size mismatch", File(one(R"("dtype":"BF16","shape":[1],"data_offsets":[0,1])"), 1)},
       {"trailing bytes", File(one(R"("dtype":"U8","shape":[1],"data_offsets":[0,1])"), 2)},
-      {"hole", File(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})", 3)},
-      {"overlap", File(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", 3)},
+      {"hole",
+       File(
+           R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})",
+           3)},
+      {"overlap",
+       File(
+           R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+           3)},
   };
   for (const auto& c : cases) {
     const absl::Status status = OpenBytes(c.bytes);
@@ -118,7 +127,8 @@ TEST(SafeTensors, RefusesEveryTruncation) {
 // Whatever bytes a file has, opening it ends in a Status, and every tensor handed out lies inside the file.
 TEST(SafeTensors, SurvivesMutations) {
   const std::string whole = File(kGood, 13);
-  const std::string tokens[] = {"{", "}", "[", "]", ",", ":", "\"", "0", "-1", "9223372036854775807", "1e9", "null", "\\", "\xff"};
+  const std::string tokens[] = {"{",   "}",    "[",  "]",   ",", ":", "\"", "0", "-1", "9223372036854775807",
+                                "1e9", "null", "\\", "\xff"};
   std::mt19937_64 random(20240611);
   TempDir dir;
   int accepted = 0;
@@ -127,10 +137,18 @@ TEST(SafeTensors, SurvivesMutations) {
     for (uint64_t edits = 1 + random() % 4; edits > 0; --edits) {
       const size_t at = random() % bytes.size();
       switch (random() % 4) {
-        case 0: bytes[at] = static_cast<char>(random()); break;
-        case 1: bytes.erase(at, 1 + random() % 8); break;
-        case 2: bytes.insert(at, tokens[random() % std::size(tokens)]); break;
-        default: bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8)); break;
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        case 2:
+          bytes.insert(at, tokens[random() % std::size(tokens)]);
+          break;
+        default:
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << random() % 8));
+          break;
       }
       if (bytes.empty()) bytes.push_back('x');
     }
@@ -165,16 +183,18 @@ TEST_F(ShardedTest, ReadsWhatTheIndexNames) {
 }
 
 TEST_F(ShardedTest, RefusesAnIndexThatDisagrees) {
-  EXPECT_THAT(std::string(OpenWith({{"a", "model-2.safetensors"}, {"b", "model-2.safetensors"}}).message()), HasSubstr("\"a\""));
-  EXPECT_THAT(std::string(OpenWith({{"a", "model-1.safetensors"}, {"c", "model-2.safetensors"}}).message()), HasSubstr("\"b\""));
+  EXPECT_THAT(std::string(OpenWith({{"a", "model-2.safetensors"}, {"b", "model-2.safetensors"}}).message()),
+              HasSubstr("\"a\""));
+  EXPECT_THAT(std::string(OpenWith({{"a", "model-1.safetensors"}, {"c", "model-2.safetensors"}}).message()),
+              HasSubstr("\"b\""));
   EXPECT_TRUE(absl::IsNotFound(OpenWith({{"a", "model-3.safetensors"}})));
   Write(dir_ / "model-2.safetensors", File(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}})", 1));
   EXPECT_TRUE(absl::IsInvalidArgument(OpenWith({{"a", "model-1.safetensors"}, {"b", "model-2.safetensors"}})));
 }
 
 TEST_F(ShardedTest, RefusesFilesElsewhere) {
-  for (const Json& file : {Json("../model-1.safetensors"), Json("/etc/passwd"), Json("x/model-1.safetensors"), Json(".."),
-                           Json(""), Json(7), Json(std::string("model-1.safetensors\0x", 21))}) {
+  for (const Json& file : {Json("../model-1.safetensors"), Json("/etc/passwd"), Json("x/model-1.safetensors"),
+                           Json(".."), Json(""), Json(7), Json(std::string("model-1.safetensors\0x", 21))}) {
     EXPECT_TRUE(absl::IsInvalidArgument(OpenWith({{"a", file}}))) << file;
   }
   EXPECT_TRUE(absl::IsInvalidArgument(OpenWith(Json::object())));

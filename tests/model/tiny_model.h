@@ -2,6 +2,8 @@
 // its seed. No tokenizer: engine tests speak token ids.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -11,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include <gtest/gtest.h>
 #include "absl/status/status.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
@@ -56,9 +57,9 @@ struct TinyModel {
   double rope_theta = 10000;
   bool llama3_rope = false;
   bool tie_word_embeddings = false;
-  bool attention_bias = false;         // Llama: on q, k, v and o. Qwen2 has q, k and v biases anyway.
+  bool attention_bias = false;  // Llama: on q, k, v and o. Qwen2 has q, k and v biases anyway.
   Quantization quantization = Quantization::kBF16;
-  bool permute_inputs = true;          // quantized: random permutations, shard-safe where rows are split
+  bool permute_inputs = true;  // quantized: random permutations, shard-safe where rows are split
   uint64_t seed = 1;
   int64_t max_shard_bytes = int64_t{1} << 40;
 };
@@ -82,8 +83,10 @@ inline nlohmann::json TinyConfigJson(const TinyModel& tiny) {
                          {"bos_token_id", 0},
                          {"eos_token_id", 1}};
   if (tiny.llama3_rope) {
-    json["rope_scaling"] = {{"rope_type", "llama3"},     {"factor", 8.0},
-                            {"low_freq_factor", 1.0},    {"high_freq_factor", 4.0},
+    json["rope_scaling"] = {{"rope_type", "llama3"},
+                            {"factor", 8.0},
+                            {"low_freq_factor", 1.0},
+                            {"high_freq_factor", 4.0},
                             {"original_max_position_embeddings", tiny.max_position_embeddings / 8}};
   }
   if (tiny.quantization != Quantization::kBF16) {

@@ -1,14 +1,15 @@
 #include "common/model/writer.h"
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/resource.h>
 #include "tests/model/tiny_model.h"
 
 namespace nibble {
@@ -105,8 +106,7 @@ TEST(ModelWriter, ReportsLackOfSpace) {
   struct rlimit small = before;
   small.rlim_cur = 64 << 10;
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  const absl::Status status =
-      ModelWriter::Create(dir / "m", {{"big", TensorType::kU8, {1 << 20}}}, {}).status();
+  const absl::Status status = ModelWriter::Create(dir / "m", {{"big", TensorType::kU8, {1 << 20}}}, {}).status();
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
   std::signal(SIGXFSZ, old_handler);
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;

@@ -29,7 +29,9 @@ constexpr int64_t kWindowsPerStep = 4;
 class StatisticsObserver : public OpsObserver {
  public:
   StatisticsObserver(const Model& model, int64_t total_rows, int64_t sample_rows)
-      : layers_(model.layers.size()), sums_(model.layers.size()), stride_(std::max<int64_t>(1, total_rows / sample_rows)) {
+      : layers_(model.layers.size()),
+        sums_(model.layers.size()),
+        stride_(std::max<int64_t>(1, total_rows / sample_rows)) {
     for (size_t i = 0; i < model.layers.size(); ++i) {
       const LayerWeights& w = model.layers[i];
       places_[w.qkv.weight.get()] = {i, LayerInput::kQkv};
@@ -51,7 +53,8 @@ class StatisticsObserver : public OpsObserver {
 
   void AfterAddNormQuantize(const AddNormQuantizeArgs& args) override {
     residual_energy_.assign(static_cast<size_t>(args.residual.rows), 0.0);
-    for (int64_t t = 0; t < args.residual.rows; ++t) residual_energy_[static_cast<size_t>(t)] = RowEnergy(args.residual, t);
+    for (int64_t t = 0; t < args.residual.rows; ++t)
+      residual_energy_[static_cast<size_t>(t)] = RowEnergy(args.residual, t);
   }
 
   void AfterRopeAppend(const RopeAppendArgs& args) override {
@@ -60,7 +63,8 @@ class StatisticsObserver : public OpsObserver {
     std::vector<float>& key_max = layers_[layer_].key_max;  // the qkv linear of this layer came just before
     for (int64_t t = 0; t < args.step.rows; ++t) {
       const int64_t position = args.step.positions[t];
-      const int64_t page = args.step.page_tables[args.step.row_sequence[t] * args.step.max_pages + position / kPageTokens];
+      const int64_t page =
+          args.step.page_tables[args.step.row_sequence[t] * args.step.max_pages + position / kPageTokens];
       for (int64_t head = 0; head < layout.kv_heads; ++head) {
         const uint8_t* base = args.pages.data + page * layout.page_bytes() + head * layout.head_bytes();
         const float* key = reinterpret_cast<const float*>(base) + position % kPageTokens * layout.head_dim;
@@ -75,7 +79,8 @@ class StatisticsObserver : public OpsObserver {
       for (size_t j = 0; j < kLayerInputs; ++j) {
         const Sums& sums = sums_[i][j];
         InputStatistics& input = layers_[i].inputs[j];
-        for (const double square : sums.square) input.mean_square.push_back(static_cast<float>(square / static_cast<double>(sums.rows)));
+        for (const double square : sums.square)
+          input.mean_square.push_back(static_cast<float>(square / static_cast<double>(sums.rows)));
       }
       const Sums& o = sums_[i][static_cast<size_t>(LayerInput::kO)];
       const Sums& down = sums_[i][static_cast<size_t>(LayerInput::kDown)];
@@ -91,7 +96,7 @@ class StatisticsObserver : public OpsObserver {
     LayerInput input;
   };
   struct Sums {
-    std::vector<double> square;   // [K]
+    std::vector<double> square;  // [K]
     int64_t rows = 0;
     double delta_share = 0;
   };
@@ -114,7 +119,8 @@ class StatisticsObserver : public OpsObserver {
     sums.square.resize(static_cast<size_t>(rows.cols), 0.0);
     for (int64_t t = 0; t < rows.rows; ++t) {
       const float* x = Row(rows, t);
-      for (int64_t c = 0; c < rows.cols; ++c) sums.square[static_cast<size_t>(c)] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
+      for (int64_t c = 0; c < rows.cols; ++c)
+        sums.square[static_cast<size_t>(c)] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
       if (sums.rows++ % stride_ == 0) input.samples.insert(input.samples.end(), x, x + rows.cols);
     }
   }
@@ -131,8 +137,8 @@ class StatisticsObserver : public OpsObserver {
   std::vector<LayerStatistics> layers_;
   std::vector<std::array<Sums, kLayerInputs>> sums_;
   const int64_t stride_;
-  size_t layer_ = 0;                      // of the linear that ran last
-  std::vector<double> residual_energy_;   // [T] of the current step, before the coming delta
+  size_t layer_ = 0;                     // of the linear that ran last
+  std::vector<double> residual_energy_;  // [T] of the current step, before the coming delta
 };
 
 // Prefills windows [begin, end) in one plan, without sampling.
@@ -175,8 +181,8 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> CalibrationWindows(const std:
   const bool with_bos = bos.has_value() && *bos < vocab_size;
   const int64_t taken = options.window_tokens - (with_bos ? 1 : 0);
   if (tokens < options.min_windows * taken) {
-    return absl::InvalidArgumentError(absl::StrCat(text_path, ": has ", tokens, " tokens, calibration needs at least ",
-                                                   options.min_windows * taken));
+    return absl::InvalidArgumentError(
+        absl::StrCat(text_path, ": has ", tokens, " tokens, calibration needs at least ", options.min_windows * taken));
   }
   const int64_t windows = std::min(options.windows, tokens / taken);
   std::vector<std::vector<uint32_t>> out;
@@ -200,13 +206,14 @@ absl::StatusOr<std::vector<LayerStatistics>> Calibrate(const Checkpoint& checkpo
   const int64_t length = static_cast<int64_t>(windows.front().size());
   for (const auto& window : windows) NIBBLE_CHECK_EQ(static_cast<int64_t>(window.size()), length);
   if (length > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat("calibration windows have ", length, " tokens, the model's context has ",
-                                                   config.max_position_embeddings));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "calibration windows have ", length, " tokens, the model's context has ", config.max_position_embeddings));
   }
 
   NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Ops> backend, CreateOps({.backend = "cpu", .threads = options.threads}));
   const auto ops = std::make_shared<ObservingOps>(std::move(backend), nullptr);
-  NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model, LoadModel(checkpoint, ops, /*rank=*/0, /*world_size=*/1));
+  NIBBLE_ASSIGN_OR_RETURN(const std::shared_ptr<const Model> model,
+                          LoadModel(checkpoint, ops, /*rank=*/0, /*world_size=*/1));
   NIBBLE_ASSIGN_OR_RETURN(const auto pending, PrepareCommunicator({.rank = 0, .size = 1}));
   const std::string endpoints[] = {pending->endpoint()};
   NIBBLE_ASSIGN_OR_RETURN(std::shared_ptr<Communicator> communicator, pending->Connect(endpoints));

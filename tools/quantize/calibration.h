@@ -1,5 +1,5 @@
-// What the quantizer knows about activations: statistics of every linear's input, gathered while the float model reads a
-// calibration text through the engine that serves.
+// What the quantizer knows about activations: statistics of every linear's input, gathered while the float model reads
+// a calibration text through the engine that serves.
 #pragma once
 
 #include <array>
@@ -21,8 +21,8 @@ inline constexpr size_t kLayerInputs = 4;
 
 struct InputStatistics {
   int64_t k = 0;
-  std::vector<float> mean_square;   // [K] E[x²]
-  std::vector<float> samples;       // [rows, K] rows spread over the whole text
+  std::vector<float> mean_square;  // [K] E[x²]
+  std::vector<float> samples;      // [rows, K] rows spread over the whole text
   int64_t sample_rows() const { return k == 0 ? 0 : static_cast<int64_t>(samples.size()) / k; }
 };
 
@@ -31,7 +31,7 @@ struct LayerStatistics {
   InputStatistics& input(LayerInput which) { return inputs[static_cast<size_t>(which)]; }
   const InputStatistics& input(LayerInput which) const { return inputs[static_cast<size_t>(which)]; }
 
-  std::vector<float> key_max;   // [Hkv, D] largest |k| after RoPE
+  std::vector<float> key_max;  // [Hkv, D] largest |k| after RoPE
 
   // How much of the residual stream attention and feed-forward write, mean over tokens of |delta|² / (|residual|² +
   // |delta|²): what a relative error of theirs is worth.
@@ -40,16 +40,16 @@ struct LayerStatistics {
 };
 
 struct CalibrationOptions {
-  int64_t windows = 32;          // at most; fewer when the text is short
+  int64_t windows = 32;  // at most; fewer when the text is short
   int64_t min_windows = 4;
   int64_t window_tokens = 512;
-  int64_t sample_rows = 1024;    // of each input
+  int64_t sample_rows = 1024;  // of each input
   int threads = 1;
 };
 
 // Windows spread evenly over the text, each with the tokenizer's first special token in front when it has one, as a
-// request has. INVALID_ARGUMENT when the text has fewer tokens than min_windows windows, is not UTF-8, or has a token the
-// model lacks. `tokenizer_dir` holds tokenizer.json.
+// request has. INVALID_ARGUMENT when the text has fewer tokens than min_windows windows, is not UTF-8, or has a token
+// the model lacks. `tokenizer_dir` holds tokenizer.json.
 absl::StatusOr<std::vector<std::vector<uint32_t>>> CalibrationWindows(const std::string& tokenizer_dir,
                                                                       const std::string& text_path, int64_t vocab_size,
                                                                       const CalibrationOptions& options);

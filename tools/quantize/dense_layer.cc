@@ -25,11 +25,15 @@ LayerInput InputOf(LayerLinear which) {
   switch (which) {
     case LayerLinear::kQ:
     case LayerLinear::kK:
-    case LayerLinear::kV: return LayerInput::kQkv;
-    case LayerLinear::kO: return LayerInput::kO;
+    case LayerLinear::kV:
+      return LayerInput::kQkv;
+    case LayerLinear::kO:
+      return LayerInput::kO;
     case LayerLinear::kGate:
-    case LayerLinear::kUp: return LayerInput::kGateUp;
-    case LayerLinear::kDown: return LayerInput::kDown;
+    case LayerLinear::kUp:
+      return LayerInput::kGateUp;
+    case LayerLinear::kDown:
+      return LayerInput::kDown;
   }
   NIBBLE_CHECK(false, "not a linear of a layer");
 }
@@ -43,7 +47,8 @@ absl::StatusOr<DenseLayer> LoadDenseLayer(const Checkpoint& checkpoint, int64_t 
     NIBBLE_ASSIGN_OR_RETURN(LinearTensors tensors, checkpoint.Linear(linear.shape.name, ShardAxis::kNone, 0, 1));
     NIBBLE_CHECK(!tensors.quantized);
     linear.weight.resize(tensors.dense.size());
-    std::transform(tensors.dense.begin(), tensors.dense.end(), linear.weight.begin(), [](BF16 x) { return ToFloat(x); });
+    std::transform(tensors.dense.begin(), tensors.dense.end(), linear.weight.begin(),
+                   [](BF16 x) { return ToFloat(x); });
     linear.bias = std::move(tensors.bias);
   }
   return out;
@@ -72,7 +77,7 @@ std::vector<std::unique_ptr<Transform>> DefaultTransforms() {
 void SmoothAttention::Apply(const ModelConfig& config, LayerStatistics* statistics, DenseLayer* layer) const {
   const int64_t d = config.head_dim, half = d / 2, groups = config.num_query_groups();
   NIBBLE_CHECK_EQ(static_cast<int64_t>(statistics->key_max.size()), config.num_kv_heads * d);
-  constexpr float kSmallestKey = 1e-5f;   // a channel that is always zero keeps its (zero) weights
+  constexpr float kSmallestKey = 1e-5f;  // a channel that is always zero keeps its (zero) weights
   for (int64_t head = 0; head < config.num_kv_heads; ++head) {
     float* key_max = statistics->key_max.data() + head * d;
     for (int64_t pair = 0; pair < half; ++pair) {

@@ -26,8 +26,8 @@ LayerInput InputOf(LayerLinear which);
 
 struct DenseLinear {
   LinearShape shape;
-  std::vector<float> weight;   // [N, K]
-  std::vector<float> bias;     // [N] or empty
+  std::vector<float> weight;  // [N, K]
+  std::vector<float> bias;    // [N] or empty
 };
 
 struct DenseLayer {
@@ -47,7 +47,7 @@ std::vector<float> ColumnEnergy(const DenseLayer& layer, LayerInput which);
 class Transform {
  public:
   virtual ~Transform() = default;
-  virtual std::string_view name() const = 0;   // recorded in the checkpoint
+  virtual std::string_view name() const = 0;  // recorded in the checkpoint
   virtual void Apply(const ModelConfig& config, LayerStatistics* statistics, DenseLayer* layer) const = 0;
 };
 
@@ -55,8 +55,8 @@ std::vector<std::unique_ptr<Transform>> DefaultTransforms();
 
 // SmoothAttention (QServe, section 4.2): keys have channels far larger than the rest, which four bits shared by a head
 // represent badly. Every RoPE pair of key channels is divided by λ = max|k|^alpha and the queries that meet it are
-// multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group because they share
-// the key head.
+// multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group because they
+// share the key head.
 class SmoothAttention : public Transform {
  public:
   explicit SmoothAttention(double alpha) : alpha_(alpha) {}

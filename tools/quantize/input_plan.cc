@@ -40,7 +40,7 @@ InputPlan PlanInput(std::span<const float> importance, int64_t segments, int64_t
     }
     return energy;
   };
-  std::vector<int64_t> taken(static_cast<size_t>(segments), 0);   // 8-bit blocks stand first in their segment
+  std::vector<int64_t> taken(static_cast<size_t>(segments), 0);  // 8-bit blocks stand first in their segment
   for (int64_t given = 0; given < eight_bit_blocks; ++given) {
     int64_t best = -1;
     double best_energy = -1;
@@ -83,7 +83,8 @@ absl::StatusOr<double> CodingError(Ops* ops, std::span<const float> samples, std
                        .scales = scales.as<float>(),
                        .code_sums = sums.as<int32_t>(),
                        .exponents = exponents.as<uint8_t>()};
-  ops->Quantize({.in = {.data = in.data(), .dtype = DType::kF32, .rows = rows, .cols = k}, .coding = &coding, .out = &coded});
+  ops->Quantize(
+      {.in = {.data = in.data(), .dtype = DType::kF32, .rows = rows, .cols = k}, .coding = &coding, .out = &coded});
   std::vector<int8_t> host_codes(static_cast<size_t>(rows * k));
   std::vector<float> host_scales(static_cast<size_t>(rows));
   ops->Download(host_codes.data(), codes.data(), host_codes.size());
@@ -96,7 +97,8 @@ absl::StatusOr<double> CodingError(Ops* ops, std::span<const float> samples, std
     for (int64_t i = 0; i < k; ++i) {
       const size_t channel = static_cast<size_t>(plan.perm.empty() ? i : plan.perm[static_cast<size_t>(i)]);
       const float x = samples[static_cast<size_t>(t * k) + channel];
-      const float coded_x = host_scales[static_cast<size_t>(t)] * static_cast<float>(host_codes[static_cast<size_t>(t * k + i)]);
+      const float coded_x =
+          host_scales[static_cast<size_t>(t)] * static_cast<float>(host_codes[static_cast<size_t>(t * k + i)]);
       const float weight = column_energy[channel];
       error += static_cast<double>((coded_x - x) * (coded_x - x) * weight);
       energy += static_cast<double>(x * x * weight);
@@ -109,7 +111,7 @@ absl::StatusOr<double> CodingError(Ops* ops, std::span<const float> samples, std
 absl::StatusOr<std::vector<int64_t>> AllocateEightBitBlocks(std::span<const BlockBidder> bidders, int64_t budget) {
   struct State {
     int64_t blocks = 0;
-    double error = 0, next_error = 0;   // with `blocks`, and with one more
+    double error = 0, next_error = 0;  // with `blocks`, and with one more
   };
   std::vector<State> states(bidders.size());
   int64_t given = 0;
@@ -135,7 +137,7 @@ absl::StatusOr<std::vector<int64_t>> AllocateEightBitBlocks(std::span<const Bloc
       const double gain = (states[i].error - states[i].next_error) * bidders[i].worth;
       if (states[i].blocks < bidders[i].at_most && gain > best_gain) best = i, best_gain = gain;
     }
-    if (best == bidders.size()) break;   // nothing helps any more
+    if (best == bidders.size()) break;  // nothing helps any more
     ++states[best].blocks;
     states[best].error = states[best].next_error;
     NIBBLE_RETURN_IF_ERROR(look_ahead(best));

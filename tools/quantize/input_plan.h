@@ -14,16 +14,16 @@ namespace nibble {
 
 // The static coding of one linear input.
 struct InputPlan {
-  std::vector<uint8_t> block_bits;   // [K/128] 4 or 8
-  std::vector<int32_t> perm;         // [K] or empty: code i is made from input channel perm[i]
+  std::vector<uint8_t> block_bits;  // [K/128] 4 or 8
+  std::vector<int32_t> perm;        // [K] or empty: code i is made from input channel perm[i]
 };
 
 // Every block in 8 bits, channels in place (W4A8).
 InputPlan EightBitPlan(int64_t k);
 
-// Channels sorted by falling `importance` [K] inside each of `segments` equal parts, so that a block holds channels of one
-// magnitude and the most important ones share few blocks; those blocks get 8 bits. The eight_bit_blocks go to the segments
-// whose next block is the most important. K is a multiple of 128 · segments; 0 <= eight_bit_blocks <= K/128.
+// Channels sorted by falling `importance` [K] inside each of `segments` equal parts, so that a block holds channels of
+// one magnitude and the most important ones share few blocks; those blocks get 8 bits. The eight_bit_blocks go to the
+// segments whose next block is the most important. K is a multiple of 128 · segments; 0 <= eight_bit_blocks <= K/128.
 InputPlan PlanInput(std::span<const float> importance, int64_t segments, int64_t eight_bit_blocks);
 
 // What coding costs: mean over rows of Σ_k (x̂ − x)²·column_energy / Σ_k x²·column_energy, the relative error of the
@@ -34,14 +34,14 @@ absl::StatusOr<double> CodingError(Ops* ops, std::span<const float> samples, std
 // One linear input that competes for 8-bit blocks.
 struct BlockBidder {
   std::string name;
-  int64_t at_least = 0;          // 8-bit blocks it gets in any case
+  int64_t at_least = 0;  // 8-bit blocks it gets in any case
   int64_t at_most = 0;
-  double worth = 1;              // of one unit of its error
+  double worth = 1;  // of one unit of its error
   std::function<absl::StatusOr<double>(int64_t eight_bit_blocks)> error;
 };
 
-// Gives out `budget` 8-bit blocks (those of at_least included, even where they exceed it), each to the bidder whose error
-// falls most by it. Returns the number for each bidder.
+// Gives out `budget` 8-bit blocks (those of at_least included, even where they exceed it), each to the bidder whose
+// error falls most by it. Returns the number for each bidder.
 absl::StatusOr<std::vector<int64_t>> AllocateEightBitBlocks(std::span<const BlockBidder> bidders, int64_t budget);
 
 }  // namespace nibble

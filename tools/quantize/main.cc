@@ -1,4 +1,5 @@
 // nibble-quantize: an HF checkpoint in, a 4-bit checkpoint out.
+#include <CLI/CLI.hpp>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -8,7 +9,6 @@
 #include <string>
 #include <thread>
 
-#include <CLI/CLI.hpp>
 #include "absl/strings/str_format.h"
 #include "common/base/progress.h"
 #include "common/base/version.h"
@@ -67,10 +67,12 @@ int Run(QuantizeOptions options, const std::string& mode) {
     return absl::IsCancelled(report.status()) ? 128 + interrupted_by.load() : 1;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::cout << absl::StrFormat("%s  %s  %s to %s", options.output, mode, Megabytes(report->source_bytes), Megabytes(report->output_bytes));
+  std::cout << absl::StrFormat("%s  %s  %s to %s", options.output, mode, Megabytes(report->source_bytes),
+                               Megabytes(report->output_bytes));
   if (report->blocks > 0) {
-    std::cout << absl::StrFormat("  %d of %d blocks in 8 bits (%.1f %%)", report->eight_bit_blocks, report->blocks,
-                                 100.0 * static_cast<double>(report->eight_bit_blocks) / static_cast<double>(report->blocks));
+    std::cout << absl::StrFormat(
+        "  %d of %d blocks in 8 bits (%.1f %%)", report->eight_bit_blocks, report->blocks,
+        100.0 * static_cast<double>(report->eight_bit_blocks) / static_cast<double>(report->blocks));
   }
   std::cout << absl::StrFormat("  %.1f s\n", seconds);
   return 0;
@@ -93,15 +95,25 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", nibble::kVersion);
   app.add_option("--model", options.model, "Source directory: config.json, tokenizer.json, *.safetensors")->required();
   app.add_option("--output", options.output, "Directory to create")->required();
-  app.add_option("--mode", mode, "What to make")->check(CLI::IsMember({"w4a4kv4", "w4a8kv4", "bf16"}))->capture_default_str();
-  auto* calibration = app.add_option("--calibration", options.calibration, "UTF-8 text like what the model will see; not needed for bf16");
+  app.add_option("--mode", mode, "What to make")
+      ->check(CLI::IsMember({"w4a4kv4", "w4a8kv4", "bf16"}))
+      ->capture_default_str();
+  auto* calibration = app.add_option("--calibration", options.calibration,
+                                     "UTF-8 text like what the model will see; not needed for bf16");
   app.add_flag("--force", options.overwrite, "Replace an existing output (only ever a model directory)");
   auto& c = options.calibration_options;
-  app.add_option("--windows", c.windows, "Calibration windows, spread over the text")->check(CLI::Range(4, 65536))->capture_default_str();
-  app.add_option("--window-tokens", c.window_tokens, "Tokens of a window")->check(CLI::Range(16, 32768))->capture_default_str();
+  app.add_option("--windows", c.windows, "Calibration windows, spread over the text")
+      ->check(CLI::Range(4, 65536))
+      ->capture_default_str();
+  app.add_option("--window-tokens", c.window_tokens, "Tokens of a window")
+      ->check(CLI::Range(16, 32768))
+      ->capture_default_str();
   app.add_option("--eight-bit-share", options.eight_bit_share, "w4a4kv4: largest share of activation blocks in 8 bits")
-      ->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  app.add_option("--shard-bytes", options.max_shard_bytes, "Largest safetensors file")->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))->capture_default_str();
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_option("--shard-bytes", options.max_shard_bytes, "Largest safetensors file")
+      ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))
+      ->capture_default_str();
   app.add_option("--threads", c.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (mode != "bf16" && calibration->count() == 0) {

@@ -16,13 +16,14 @@ class OpsObserver {
   virtual ~OpsObserver() = default;
   virtual void AfterLinear(const LinearArgs& args) = 0;
   virtual void AfterAddNormQuantize(const AddNormQuantizeArgs& args) = 0;
-  virtual void AfterRopeAppend(const RopeAppendArgs& args) = 0;   // rotated keys are in the pages
+  virtual void AfterRopeAppend(const RopeAppendArgs& args) = 0;  // rotated keys are in the pages
 };
 
 class ObservingOps : public Ops {
  public:
   // observer outlives this and may be null (nothing is watched); SetObserver may change it between steps.
-  ObservingOps(std::unique_ptr<Ops> backend, OpsObserver* observer) : backend_(std::move(backend)), observer_(observer) {}
+  ObservingOps(std::unique_ptr<Ops> backend, OpsObserver* observer)
+      : backend_(std::move(backend)), observer_(observer) {}
   void SetObserver(OpsObserver* observer) { observer_ = observer; }
 
   std::string Describe() const override { return backend_->Describe(); }
@@ -32,7 +33,9 @@ class ObservingOps : public Ops {
   absl::Status Synchronize() override { return backend_->Synchronize(); }
 
  protected:
-  absl::StatusOr<std::unique_ptr<Weight>> DoPackW4(std::span<const W4View> parts) override { return backend_->PackW4(parts); }
+  absl::StatusOr<std::unique_ptr<Weight>> DoPackW4(std::span<const W4View> parts) override {
+    return backend_->PackW4(parts);
+  }
   absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) override {
     return backend_->PackDense(parts);
   }

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/base/thread_pool.h"
 #include "common/base/version.h"
@@ -25,7 +26,7 @@ namespace nibble {
 namespace {
 
 // What makes a model directory usable besides config and tensors. Copied when present.
-constexpr const char* kCopiedFiles[] = {"tokenizer.json",        "tokenizer_config.json", "special_tokens_map.json",
+constexpr const char* kCopiedFiles[] = {"tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
                                         "generation_config.json", "chat_template.jinja",   "added_tokens.json"};
 constexpr int64_t kMaxCopiedBytes = int64_t{256} << 20;
 
@@ -37,17 +38,22 @@ bool IsRowParallel(LayerInput which) { return which == LayerInput::kO || which =
 class Quantizer {
  public:
   Quantizer(const QuantizeOptions& options, const Checkpoint& source, QuantizeListener* listener)
-      : options_(options), source_(source), config_(source.config()), listener_(*listener),
+      : options_(options),
+        source_(source),
+        config_(source.config()),
+        listener_(*listener),
         pool_(std::max(1, options.calibration_options.threads)) {}
 
   absl::StatusOr<QuantizeReport> Run() {
     NIBBLE_RETURN_IF_ERROR(CheckSource());
     const std::vector<TensorSpec> specs = OutputTensors();
     tensors_ = static_cast<int64_t>(specs.size());
-    NIBBLE_ASSIGN_OR_RETURN(writer_, ModelWriter::Create(options_.output, specs,
-                                                         {.overwrite = options_.overwrite,
-                                                          .max_shard_bytes = options_.max_shard_bytes,
-                                                          .metadata = {{"format", "pt"}, {"quantizer", absl::StrCat("nibble ", kVersion)}}}));
+    NIBBLE_ASSIGN_OR_RETURN(
+        writer_,
+        ModelWriter::Create(options_.output, specs,
+                            {.overwrite = options_.overwrite,
+                             .max_shard_bytes = options_.max_shard_bytes,
+                             .metadata = {{"format", "pt"}, {"quantizer", absl::StrCat("nibble ", kVersion)}}}));
     report_.output_bytes = writer_->total_bytes();
     for (const auto& [name, view] : source_.tensors().tensors()) report_.source_bytes += view.bytes;
 
@@ -69,20 +75,24 @@ class Quantizer {
   absl::Status CheckSource() const {
     if (config_.quantization != Quantization::kBF16) {
       return absl::InvalidArgumentError(absl::StrCat(options_.model, ": is quantized already (",
-                                                     QuantizationName(config_.quantization), "); give the unquantized model"));
+                                                     QuantizationName(config_.quantization),
+                                                     "); give the unquantized model"));
     }
     std::error_code ignored;
     if (std::filesystem::equivalent(options_.model, options_.output, ignored)) {
-      return absl::InvalidArgumentError(absl::StrCat(options_.output, ": is the model itself, must be another directory"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(options_.output, ": is the model itself, must be another directory"));
     }
     if (!Quantizes()) return absl::OkStatus();
     if (!(options_.eight_bit_share >= 0 && options_.eight_bit_share <= 1)) {
-      return absl::InvalidArgumentError(absl::StrCat("eight-bit share is ", options_.eight_bit_share, ", must be from 0 to 1"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("eight-bit share is ", options_.eight_bit_share, ", must be from 0 to 1"));
     }
     for (const LinearShape& shape : DecoderLinears(config_)) {
       if (shape.k % kBlock != 0) {
         return absl::InvalidArgumentError(absl::StrCat(options_.model, ": ", shape.name, " has ", shape.k,
-                                                       " input channels, must be a multiple of ", kBlock, " to be quantized"));
+                                                       " input channels, must be a multiple of ", kBlock,
+                                                       " to be quantized"));
       }
     }
     return absl::OkStatus();
@@ -91,7 +101,8 @@ class Quantizer {
   std::vector<TensorSpec> OutputTensors() const {
     std::vector<TensorSpec> specs;
     for (const auto& [name, shape] : DenseTensors(config_)) specs.push_back({name, TensorType::kBF16, shape});
-    if (!config_.tie_word_embeddings) specs.push_back({"lm_head.weight", TensorType::kBF16, {config_.vocab_size, config_.hidden_size}});
+    if (!config_.tie_word_embeddings)
+      specs.push_back({"lm_head.weight", TensorType::kBF16, {config_.vocab_size, config_.hidden_size}});
     for (const LinearShape& l : DecoderLinears(config_)) {
       if (Quantizes()) {
         specs.push_back({l.name + ".qweight", TensorType::kU8, {l.n, l.k / 2}});
@@ -114,9 +125,8 @@ class Quantizer {
     NIBBLE_ASSIGN_OR_RETURN(const auto windows,
                             CalibrationWindows(options_.model, options_.calibration, config_.vocab_size, calibration));
     const int64_t count = static_cast<int64_t>(windows.size());
-    NIBBLE_ASSIGN_OR_RETURN(statistics_, Calibrate(source_, windows, calibration, [&](int64_t done) {
-                              return listener_.Calibrated(done, count);
-                            }));
+    NIBBLE_ASSIGN_OR_RETURN(statistics_, Calibrate(source_, windows, calibration,
+                                                   [&](int64_t done) { return listener_.Calibrated(done, count); }));
     return absl::OkStatus();
   }
 
@@ -262,7 +272,7 @@ class Quantizer {
     }
     NIBBLE_RETURN_IF_ERROR(writer_->WriteFile("config.json", json.dump(2) + "\n"));
     for (const char* name : kCopiedFiles) {
-      const absl::StatusOr<std::string> contents = ReadWholeFile(options_.model + "/" + name, kMaxCopiedBytes);
+      const absl::StatusOr<std::string> contents = ReadSmallFile(options_.model + "/" + name, kMaxCopiedBytes);
       if (absl::IsNotFound(contents.status())) continue;
       NIBBLE_RETURN_IF_ERROR(contents.status());
       NIBBLE_RETURN_IF_ERROR(writer_->WriteFile(name, *contents));

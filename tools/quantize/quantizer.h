@@ -1,5 +1,5 @@
-// nibble-quantize without its command line: an HF model directory in, a quantized one out. docs/quantization.md tells what
-// the steps do, docs/formats.md what is written.
+// nibble-quantize without its command line: an HF model directory in, a quantized one out. docs/quantization.md tells
+// what the steps do, docs/formats.md what is written.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +15,12 @@
 namespace nibble {
 
 struct QuantizeOptions {
-  std::string model;          // source directory, unquantized
+  std::string model;  // source directory, unquantized
   std::string output;
   Quantization mode = Quantization::kW4A4KV4;
-  std::string calibration;    // text file; not read in mode bf16
+  std::string calibration;  // text file; not read in mode bf16
   bool overwrite = false;
-  double eight_bit_share = 0.17;   // w4a4kv4: at most this share of all 128-blocks codes in 8 bits
+  double eight_bit_share = 0.17;  // w4a4kv4: at most this share of all 128-blocks codes in 8 bits
   int64_t max_shard_bytes = int64_t{4} << 30;
   CalibrationOptions calibration_options;
 };
@@ -30,14 +30,16 @@ class QuantizeListener {
  public:
   virtual ~QuantizeListener() = default;
   virtual absl::Status Calibrated(int64_t windows_done, int64_t windows) { return absl::OkStatus(); }
-  virtual absl::Status Quantized(int64_t tensors_done, int64_t tensors, const std::string& name) { return absl::OkStatus(); }
+  virtual absl::Status Quantized(int64_t tensors_done, int64_t tensors, const std::string& name) {
+    return absl::OkStatus();
+  }
 };
 
 struct QuantizeReport {
-  int64_t blocks = 0;             // 128-blocks of activations, every linear input of every layer
+  int64_t blocks = 0;  // 128-blocks of activations, every linear input of every layer
   int64_t eight_bit_blocks = 0;
-  std::vector<int64_t> eight_bit_per_input;   // layer by layer: qkv, o, gate/up, down
-  int64_t source_bytes = 0;       // of tensors
+  std::vector<int64_t> eight_bit_per_input;  // layer by layer: qkv, o, gate/up, down
+  int64_t source_bytes = 0;                  // of tensors
   int64_t output_bytes = 0;
 };
 

@@ -11,7 +11,7 @@
 namespace nibble {
 namespace {
 
-constexpr int kMaxLevel = 119;   // of |Q8|: 119 + 7 of a group's rounded range stays in int8
+constexpr int kMaxLevel = 119;  // of |Q8|: 119 + 7 of a group's rounded range stays in int8
 constexpr float kRowClips[] = {1.0f, 0.93f, 0.86f, 0.8f};
 constexpr int kScaleSteps[] = {0, -1, -2, -3};
 constexpr int64_t kLanes = 8;
@@ -19,7 +19,7 @@ constexpr float kShifts[] = {0.0f, 0.25f, 0.5f, 0.75f, 1.0f};
 
 // Round to nearest even for |x| < 2^22, in a form that vectorises on every x86 (no SSE4.1 round instruction).
 inline float RoundNear(float x) {
-  constexpr float kMagic = 12582912.0f;   // 1.5 · 2^23
+  constexpr float kMagic = 12582912.0f;  // 1.5 · 2^23
   return (x + kMagic) - kMagic;
 }
 
@@ -53,7 +53,7 @@ Group SearchGroup(const float* level, const float* importance) {
       min = std::min({std::max(min, -119.0f), 119.0f, 127 - 15 * scale});
       if (min == last_min) continue;
       last_min = min;
-      float partial[kLanes] = {};   // independent sums, so that the loop vectorises without reordering anything
+      float partial[kLanes] = {};  // independent sums, so that the loop vectorises without reordering anything
       for (int64_t i = 0; i < kBlock; i += kLanes) {
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const float value = Code(level[i + lane], min, inverse) * scale + min;
@@ -115,8 +115,8 @@ QuantizedRow QuantizeRow(std::span<const float> weight, std::span<const float> i
 std::vector<float> DequantizeRow(const QuantizedRow& row) {
   std::vector<float> weight(row.codes.size());
   for (size_t i = 0; i < weight.size(); ++i) {
-    weight[i] = row.channel_scale *
-                static_cast<float>(row.codes[i] * row.group_scale[i / kBlock] + row.group_min[i / kBlock]);
+    weight[i] =
+        row.channel_scale * static_cast<float>(row.codes[i] * row.group_scale[i / kBlock] + row.group_min[i / kBlock]);
   }
   return weight;
 }
