@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/file.h"
 #include "common/base/status.h"
 #include "nlohmann/json.hpp"
 #include "tools/eval/scorer.h"
@@ -16,6 +16,7 @@ namespace nibble {
 namespace {
 
 constexpr uint32_t kTopLogprobs = 5;
+constexpr int64_t kMaxGoldenBytes = int64_t{64} << 20;
 
 // log-probability of a token among the five best of a position, if it is one of them.
 std::optional<float> TopLogprob(const TokenScore& score, uint32_t id) {
@@ -28,9 +29,8 @@ std::optional<float> TopLogprob(const TokenScore& score, uint32_t id) {
 }  // namespace
 
 absl::StatusOr<std::vector<GoldenPrompt>> LoadGolden(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  const nlohmann::json json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(path, kMaxGoldenBytes));
+  const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
   std::vector<GoldenPrompt> prompts;
   try {
     for (const nlohmann::json& entry : json.at("prompts")) {

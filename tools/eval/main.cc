@@ -5,9 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/file.h"
 #include "common/base/progress.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
@@ -40,17 +39,10 @@ struct Options {
   bool json = false;
 };
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  if (!in.good() && !in.eof()) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
-  return text;
-}
-
 // Consecutive windows, without special tokens; what is left at the end is not scored.
 absl::StatusOr<std::vector<std::vector<uint32_t>>> Windows(const Options& options) {
   NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(options.model));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadFile(options.text));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(options.text, Tokenizer::kMaxTextBytes));
   NIBBLE_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids,
                           tokenizer->Encode(text, {.add_special_tokens = false, .parse_special_tokens = false}));
   std::vector<std::vector<uint32_t>> windows;
