@@ -114,7 +114,7 @@ std::vector<Setting> Settings(RouterConfig* c) {
                        &c->max_prefill_chunk),
       Switch("run-ahead", "send the next plan before the tokens of the last one are back", &c->run_ahead),
       Switch("prefix-cache", "reuse the KV pages of equal prompt prefixes", &c->prefix_cache),
-      Number<uint32_t>("max-waiting-requests", "requests waiting, all replicas", 1, 1u << 20,
+      Number<uint32_t>("max-waiting-requests", "sequences beyond the replicas' slots; more are refused", 1, 1u << 20,
                        &c->max_waiting_requests),
       Number<uint64_t>("max-waiting-tokens", "prompt tokens waiting, all replicas", 1, uint64_t{1} << 40,
                        &c->max_waiting_tokens),

@@ -30,7 +30,7 @@ Fleet::Fleet(const FleetOptions& options, std::vector<Workers> replicas, Expecte
       on_ready_(std::move(on_ready)),
       prefixes_(static_cast<uint32_t>(replicas.size())),
       replay_([this](std::unique_ptr<Sequence> s, TimePoint until) { Replay(std::move(s), until); },
-              [this](std::unique_ptr<Sequence> s) { s->output->Fail(NoReplica()); }) {
+              [this](std::unique_ptr<Sequence> s) { s->output->Fail(ReplicaLost()); }) {
   for (uint32_t i = 0; i < replicas.size(); ++i) {
     metrics_.push_back(std::make_unique<ReplicaMetrics>(metrics, options_.model_name, i));
     ReplicaOptions replica = options_.replica;
@@ -59,6 +59,12 @@ absl::Status Fleet::NoReplica() const {
       absl::UnavailableError(absl::StrCat("no replica is ready (", replicas_.size(), " configured)")), kRetryAfter);
 }
 
+absl::Status Fleet::ReplicaLost() const {
+  if (stopping_) return NoReplica();
+  return WithRetryAfter(absl::UnavailableError("the replica of this request was lost and no other is ready"),
+                        kRetryAfter);
+}
+
 absl::Status Fleet::Submit(Sequences sequences) {
   if (!ready() || stopping_) return NoReplica();
   // Under the lock until the replica counts them: of two requests, the second sees the first.
@@ -75,9 +81,9 @@ absl::Status Fleet::Submit(Sequences sequences) {
 absl::Status Fleet::CheckQueues(size_t sequences, uint64_t tokens) {
   uint64_t waiting = 0, waiting_tokens = 0;
   for (const auto& replica : replicas_) {
-    const ReplicaSnapshot snapshot = replica->snapshot();
-    waiting += snapshot.waiting;
-    waiting_tokens += snapshot.waiting_prompt_tokens;
+    const Replica::Queue queue = replica->queue();
+    waiting += queue.sequences;
+    waiting_tokens += queue.prompt_tokens;
   }
   if (waiting + sequences > options_.max_waiting_requests) {
     return WithRetryAfter(
@@ -152,7 +158,7 @@ void Fleet::Replay(std::unique_ptr<Sequence> sequence, TimePoint until) {
   if (!stopping_ && until > Clock::now()) {
     replay_.Park(std::move(one[0]), until);
   } else {
-    one[0]->output->Fail(NoReplica());
+    one[0]->output->Fail(ReplicaLost());
   }
 }
 

@@ -67,7 +67,8 @@ class Fleet : private ReplicaObserver {
   // down just now), of the next. *sequences keeps what nobody took.
   void Place(Sequences* sequences);
   void Replay(std::unique_ptr<Sequence> sequence, TimePoint until);
-  absl::Status NoReplica() const;
+  absl::Status NoReplica() const;    // for a request that comes
+  absl::Status ReplicaLost() const;  // for one that ran
 
   const FleetOptions options_;
   ModelAgreement agreement_;

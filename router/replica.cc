@@ -171,6 +171,14 @@ ReplicaSnapshot Replica::snapshot() const {
           .total_pages = stats.total_pages};
 }
 
+Replica::Queue Replica::queue() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const SchedulerStats& stats = report_.stats;
+  const uint32_t all = stats.running + stats.waiting + inbox_adds_;
+  const uint32_t slots = options_.scheduler.max_sequences;
+  return {.sequences = all > slots ? all - slots : 0, .prompt_tokens = stats.waiting_prompt_tokens + inbox_tokens_};
+}
+
 void Replica::Run() {
   std::chrono::milliseconds backoff = options_.min_backoff;
   while (!stopping_) {

@@ -39,7 +39,7 @@ struct ReplicaOptions {
   std::chrono::milliseconds ping_interval{1000};
   std::chrono::milliseconds abort_timeout{1000};
   std::chrono::milliseconds min_backoff{100};
-  std::chrono::milliseconds max_backoff{2000};
+  std::chrono::milliseconds max_backoff{1000};
 };
 
 enum class ReplicaState : uint8_t { kConnecting, kLoading, kReady, kDown };
@@ -88,6 +88,12 @@ class Replica {
   ReplicaReport report() const;
   // What placement looks at; sequences in the inbox count as waiting. cached_prefix_tokens is the caller's to fill in.
   ReplicaSnapshot snapshot() const;
+  // For admission: sequences beyond the slots, whether the scheduler has seen them or not, and all prompt tokens that wait.
+  struct Queue {
+    uint32_t sequences = 0;
+    uint64_t prompt_tokens = 0;
+  };
+  Queue queue() const;
 
  private:
   struct AddMessage {

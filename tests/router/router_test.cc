@@ -315,6 +315,7 @@ TEST_F(RouterTest, WithoutAnotherReplicaTheErrorIsClearAndServiceComesBack) {
   auto call = Begin(Request(1, 100));
   Wait(call.get());
   EXPECT_EQ(call->status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_THAT(call->status.error_message(), HasSubstr("was lost"));
   EXPECT_TRUE(RetryAfter(FromGrpcStatus(call->status)).has_value());
   EXPECT_THAT(Status().replicas(0).last_error(), HasSubstr("device lost"));
   worker(0, 1).BreakAtStep(0);
@@ -522,6 +523,35 @@ TEST_F(RouterTest, FullQueuesRefuseWithNumbers) {
     Wait(call.get());
     ExpectExact(*call);
   }
+}
+
+// Free slots are not a queue: of a burst as many are served as run and wait, however late the scheduler thread looks.
+TEST_F(RouterTest, ABurstFillsSlotsAndQueue) {
+  AddReplica({Worker()});
+  StartRouter([](RouterConfig* c) {
+    c->max_sequences = 4;
+    c->max_waiting_requests = 3;
+    c->step_timeout_ms = 60000;
+  });
+  WaitReady(1);
+  worker(0, 0).HoldAfterStep(0);
+  std::vector<std::unique_ptr<Call>> calls;
+  for (uint32_t i = 0; i < 20; ++i) calls.push_back(Begin(Request(i, 5)));
+  WaitFor("a full queue", [](const auto& s) {
+    return s.replicas(0).num_requests_running() + s.replicas(0).num_requests_waiting() == 4 + 3;
+  });
+  worker(0, 0).Release();
+  int served = 0;
+  for (auto& call : calls) {
+    Wait(call.get());
+    if (call->status.ok()) {
+      ++served;
+      ExpectExact(*call);
+    } else {
+      EXPECT_EQ(call->status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED) << call->status.error_message();
+    }
+  }
+  EXPECT_GE(served, 7);
 }
 
 TEST_F(RouterTest, BadRequestsNameFieldValueAndLimit) {
