@@ -142,25 +142,25 @@ TEST(WorkerProcess, ASecondSignalCutsTheDrainShort) {
 
 TEST(WorkerProcess, TakenPortsAreNamed) {
   Worker worker("first", {});
-  const auto second = testing::Run(Command({"--listen", worker.address}), seconds(30));
+  const auto second = testing::RunBinary(Command({"--listen", worker.address}), seconds(30));
   EXPECT_EQ(second.exit_code, 1) << second.output;
   EXPECT_NE(second.output.find("cannot listen on " + worker.address + ": Address already in use"), std::string::npos)
       << second.output;
   const auto metrics =
-      testing::Run(Command({"--listen", "127.0.0.1:0", "--metrics-listen", worker.address}), seconds(30));
+      testing::RunBinary(Command({"--listen", "127.0.0.1:0", "--metrics-listen", worker.address}), seconds(30));
   EXPECT_EQ(metrics.exit_code, 1) << metrics.output;
   EXPECT_NE(metrics.output.find("metrics: cannot listen on " + worker.address), std::string::npos) << metrics.output;
 }
 
 TEST(WorkerProcess, CannotWriteItsPortFile) {
-  const auto run = testing::Run(Command({"--listen", "127.0.0.1:0", "--port-file", "/nonexistent/port"}), seconds(30));
+  const auto run = testing::RunBinary(Command({"--listen", "127.0.0.1:0", "--port-file", "/nonexistent/port"}), seconds(30));
   EXPECT_EQ(run.exit_code, 1) << run.output;
   EXPECT_NE(run.output.find("/nonexistent/port"), std::string::npos) << run.output;
 }
 
 TEST(WorkerProcess, WrongConfigurationIsStatusTwo) {
   const auto run =
-      testing::Run({testing::Binary("nibble-worker"), "--model", "/nonexistent", "--threads", "-1"}, seconds(30));
+      testing::RunBinary({testing::Binary("nibble-worker"), "--model", "/nonexistent", "--threads", "-1"}, seconds(30));
   EXPECT_EQ(run.exit_code, 2) << run.output;
   EXPECT_NE(run.output.find("model: '/nonexistent' is no directory"), std::string::npos) << run.output;
   EXPECT_NE(run.output.find("threads: is '-1'"), std::string::npos) << run.output;
@@ -168,7 +168,7 @@ TEST(WorkerProcess, WrongConfigurationIsStatusTwo) {
 
 TEST(WorkerProcess, AMissingBackendIsStatusOne) {
   const auto run =
-      testing::Run(Command({"--listen", "127.0.0.1:0", "--backend", "cuda", "--device", "1000"}), seconds(30));
+      testing::RunBinary(Command({"--listen", "127.0.0.1:0", "--backend", "cuda", "--device", "1000"}), seconds(30));
   EXPECT_EQ(run.exit_code, 1) << run.output;
   EXPECT_NE(run.output.find("backend cuda"), std::string::npos) << run.output;
 }
