@@ -145,17 +145,17 @@ TEST_F(BadInput, DetokenizeUnknownId) {
 }
 
 TEST_F(BadInput, PortInUse) {
-  const auto router = Run({Binary("nibble-router"), "--model", TestModel("w4a4kv4"), "--listen", cluster_->address(),
+  const auto router = RunBinary({Binary("nibble-router"), "--model", TestModel("w4a4kv4"), "--listen", cluster_->address(),
                            "--replica", "127.0.0.1:1,127.0.0.1:2"}, seconds(20));
   EXPECT_EQ(router.exit_code, 1) << router.output;
   EXPECT_NE(router.output.find(cluster_->address()), std::string::npos) << router.output;
-  const auto worker = Run({Binary("nibble-worker"), "--model", TestModel("w4a4kv4"), "--listen", cluster_->address()}, seconds(20));
+  const auto worker = RunBinary({Binary("nibble-worker"), "--model", TestModel("w4a4kv4"), "--listen", cluster_->address()}, seconds(20));
   EXPECT_EQ(worker.exit_code, 1) << worker.output;
   EXPECT_NE(worker.output.find(cluster_->address()), std::string::npos) << worker.output;
 }
 
 TEST_F(BadInput, AllConfigProblemsAtOnce) {
-  const auto run = Run({Binary("nibble-router"), "--model", "/nonexistent", "--listen", "nonsense", "--max-sequences", "0",
+  const auto run = RunBinary({Binary("nibble-router"), "--model", "/nonexistent", "--listen", "nonsense", "--max-sequences", "0",
                         "--replica", ""}, seconds(20));
   EXPECT_EQ(run.exit_code, 2) << run.output;
   for (const char* field : {"model", "listen", "max-sequences", "replica"}) {
@@ -191,13 +191,13 @@ TEST_F(BadInput, DamagedCheckpoints) {
   damaged.emplace_back(d, "safetensors");
   for (const auto& [dir, word] : damaged) {
     const std::string output = dir + "-out";
-    const auto quantize = Run({Binary("nibble-quantize"), "--model", dir, "--output", output, "--mode", "w4a8kv4",
+    const auto quantize = RunBinary({Binary("nibble-quantize"), "--model", dir, "--output", output, "--mode", "w4a8kv4",
                                "--calibration", SourcePath("deploy/models/text/calibration.txt")}, seconds(60));
     EXPECT_NE(quantize.exit_code, 0) << dir;
     EXPECT_LT(quantize.exit_code, 126) << dir << ": crashed: " << quantize.output;
     EXPECT_NE(quantize.output.find(word), std::string::npos) << quantize.output;
     EXPECT_FALSE(fs::exists(output)) << "a partial output was left behind";
-    const auto worker = Run({Binary("nibble-worker"), "--model", dir, "--listen", "127.0.0.1:0"}, seconds(20));
+    const auto worker = RunBinary({Binary("nibble-worker"), "--model", dir, "--listen", "127.0.0.1:0"}, seconds(20));
     EXPECT_TRUE(worker.exit_code == 1 || worker.exit_code == 2) << dir << ": " << worker.exit_code << worker.output;
     EXPECT_NE(worker.output.find(word), std::string::npos) << worker.output;
   }

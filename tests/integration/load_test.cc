@@ -35,7 +35,7 @@ int Streams() {
 TEST(Load, ThousandConcurrentStreams) {
   Cluster cluster({.router_flags = {"--max-sequences", "256", "--max-waiting-requests", "2000"}});
   const std::string json = ScratchDir() + "/bench.json";
-  const auto run = Run({Binary("nibble-bench"), "serve", "--server", cluster.address(), "--num-requests",
+  const auto run = RunBinary({Binary("nibble-bench"), "serve", "--server", cluster.address(), "--num-requests",
                         std::to_string(Streams()), "--input-len", "64", "--output-len", "24", "--request-rate", "inf",
                         "--json", json},
                        seconds(280));

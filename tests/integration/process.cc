@@ -137,7 +137,7 @@ int64_t Process::ResidentBytes() const {
   return resident * sysconf(_SC_PAGESIZE);
 }
 
-RunResult Run(std::vector<std::string> argv, std::chrono::seconds timeout) {
+RunResult RunBinary(std::vector<std::string> argv, std::chrono::seconds timeout) {
   static int counter = 0;
   const std::string log = ScratchDir() + "/run-" + std::to_string(counter++) + ".log";
   Process process(std::move(argv), log);

@@ -46,7 +46,7 @@ struct RunResult {
   int exit_code = -1;
   std::string output;
 };
-RunResult Run(std::vector<std::string> argv, std::chrono::seconds timeout = std::chrono::seconds(120));
+RunResult RunBinary(std::vector<std::string> argv, std::chrono::seconds timeout = std::chrono::seconds(120));
 
 // The text of a file once it exists and is not empty; empty string when the time is over or `process` ended.
 std::string WaitForFile(const std::string& path, Process& process, std::chrono::milliseconds timeout);
