@@ -74,6 +74,17 @@ int PrintJson(const Generation& generation, const Console& console) {
   return console.out.good() ? kExitOk : kExitFailure;
 }
 
+// One readable line; returns the exit code.
+int PrintFailure(const grpc::Status& status, const Console& console, const Interrupt* interrupt) {
+  if (interrupt != nullptr && interrupt->raised()) {
+    console.Error("interrupted; the request was cancelled");
+    return kExitInterrupted;
+  }
+  const RpcError error = ReadRpcError(status);
+  console.Error(FormatRpcError(error));
+  return error.exit_code;
+}
+
 }  // namespace
 
 void AddGenerateFlags(CLI::App* app, GenerateFlags* flags) {
@@ -120,10 +131,7 @@ int GenerateCommand(v1::Inference::StubInterface* stub, GenerateFlags flags, con
   if (flags.json) {
     const Generation generation = RunGenerate(stub, flags.request, options);
     const int printed = PrintJson(generation, console);
-    if (generation.status.ok()) return printed;
-    const RpcError error = ReadRpcError(generation.status);
-    console.Error(FormatRpcError(error));
-    return error.exit_code;
+    return generation.status.ok() ? printed : PrintFailure(generation.status, console, interrupt);
   }
 
   TextPrinter printer(console, params.has_n() ? params.n() : 1);
@@ -131,13 +139,8 @@ int GenerateCommand(v1::Inference::StubInterface* stub, GenerateFlags flags, con
   const Generation generation = RunGenerate(
       stub, flags.request, options, [&printer](const v1::GenerateResponse& response) { return printer.Add(response); });
   if (generation.status.ok() || generation.completion_tokens() > 0) printer.Finish();
-  if (!generation.status.ok()) {
-    const RpcError error = ReadRpcError(generation.status);
-    if (!console.out.good()) return kExitOk;  // the reader of our pipe has seen enough
-    console.Error(error.exit_code == kExitInterrupted ? "interrupted; the request was cancelled"
-                                                      : FormatRpcError(error));
-    return error.exit_code;
-  }
+  if (!console.out.good()) return kExitOk;  // the reader of our pipe has seen enough
+  if (!generation.status.ok()) return PrintFailure(generation.status, console, interrupt);
   if (!flags.quiet) console.err << console.Dim(GenerationSummary(generation)) << std::endl;
   return kExitOk;
 }

@@ -29,9 +29,7 @@ int ExitCodeOf(grpc::StatusCode code) {
       return kExitTryAgain;
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       return kExitDeadline;
-    case grpc::StatusCode::CANCELLED:
-      return kExitInterrupted;
-    default:
+    default:  // CANCELLED too: a signal to this process is the command's to notice
       return kExitFailure;
   }
 }
@@ -62,8 +60,8 @@ std::string FormatRpcError(const RpcError& error) {
   std::string line = absl::StrCat(error.code, ": ", error.message.empty() ? "no reason given" : error.message);
   for (const auto& [field, description] : error.violations) {
     // The message usually is "FIELD DESCRIPTION" of the violations already: then there is nothing to add.
-    const bool said = error.message.find(field) != std::string::npos &&
-                      error.message.find(description) != std::string::npos;
+    const bool said =
+        error.message.find(field) != std::string::npos && error.message.find(description) != std::string::npos;
     if (!said) absl::StrAppend(&line, "; ", field, " ", description);
   }
   if (error.retry_after_s) absl::StrAppendFormat(&line, "; try again in %.3g s", *error.retry_after_s);
