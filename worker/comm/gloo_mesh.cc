@@ -7,11 +7,13 @@
 #include <gloo/transport/pair.h>
 #include <gloo/transport/tcp/address.h>
 #include <gloo/transport/tcp/device.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <condition_variable>
 #include <csignal>
 #include <cstdlib>
@@ -122,6 +124,26 @@ std::vector<int> DuplicateConnectedSockets(std::span<const sockaddr_storage> add
   return sockets;
 }
 
+// Gloo finds out too, but says less and leaks the addresses it looked up.
+absl::Status CheckIsLocal(const std::string& host) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  if (const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found); error != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on host ", host, ": ", gai_strerror(error)));
+  }
+  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
+  int error = 0;
+  for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
+    const int fd = socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, at->ai_protocol);
+    const bool bound = fd >= 0 && bind(fd, at->ai_addr, at->ai_addrlen) == 0;
+    error = errno;
+    if (fd >= 0) close(fd);
+    if (bound) return absl::OkStatus();
+  }
+  return absl::UnavailableError(absl::StrCat("cannot listen on host ", host, ": ", std::strerror(error)));
+}
+
 const ::gloo::transport::tcp::Address& AddressOf(const ::gloo::transport::Pair& pair) {
   return dynamic_cast<const ::gloo::transport::tcp::Address&>(pair.address());
 }
@@ -150,6 +172,7 @@ GlooMesh::GlooMesh(int rank, int size, std::chrono::milliseconds timeout)
 absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Open(int rank, int size, const std::string& host,
                                                          std::chrono::milliseconds timeout) {
   IgnoreSigpipe();
+  NIBBLE_RETURN_IF_ERROR(CheckIsLocal(host));
   auto mesh = std::unique_ptr<GlooMesh>(new GlooMesh(rank, size, timeout));
   try {
     mesh->context_ =
