@@ -76,5 +76,5 @@ function(nibble_test)
   _nibble_configure(${A_NAME} ${flags} LIBS ${A_LIBS} GTest::gtest GTest::gmock GTest::gtest_main)
   add_test(NAME ${A_NAME} COMMAND ${A_NAME} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${A_NAME} PROPERTIES LABELS ${A_LABEL} TIMEOUT ${A_TIMEOUT}
-    ENVIRONMENT "NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;NIBBLE_SOURCE_DIR=${CMAKE_SOURCE_DIR}")
+    ENVIRONMENT "NIBBLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;NIBBLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tools/cmake/tsan.supp")
 endfunction()
