@@ -22,7 +22,6 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kMaxTextBytes = int64_t{256} << 20;
 constexpr int64_t kWindowsPerStep = 4;
 
 // Sums over all rows seen; the reference model's activations are f32 in host memory.
@@ -166,7 +165,7 @@ absl::StatusOr<std::vector<std::vector<uint32_t>>> CalibrationWindows(const std:
                                                                       const std::string& text_path, int64_t vocab_size,
                                                                       const CalibrationOptions& options) {
   NIBBLE_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::Load(tokenizer_dir));
-  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(text_path, kMaxTextBytes));
+  NIBBLE_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(text_path, Tokenizer::kMaxTextBytes));
   absl::StatusOr<std::vector<uint32_t>> ids =
       tokenizer->Encode(text, {.add_special_tokens = false, .parse_special_tokens = false});
   if (!ids.ok()) return Annotate(ids.status(), text_path);
