@@ -83,7 +83,9 @@ void CheckSampling(const v1::SamplingParams& s, const AdmitModel& model, const A
   if (s.has_repetition_penalty()) {
     v->Range(name("repetition_penalty"), s.repetition_penalty(), 0, limits.max_repetition_penalty, /*low_open=*/true);
   }
-  if (s.has_max_tokens() && s.max_tokens() == 0) v->Add(name("max_tokens"), "is 0, must be at least 1");
+  if (s.has_max_tokens() && (s.max_tokens() == 0 || s.max_tokens() > model.max_context_length)) {
+    v->Add(name("max_tokens"), "is ", s.max_tokens(), ", must be 1 to the context length, ", model.max_context_length);
+  }
   if (s.has_max_tokens() && s.min_tokens() > s.max_tokens()) {
     v->Add(name("min_tokens"), "is ", s.min_tokens(), ", must be at most max_tokens, which is ", s.max_tokens());
   }
@@ -127,8 +129,8 @@ void CheckPrompt(const v1::GenerateRequest& request, const std::vector<uint32_t>
     return;
   }
   if (ids.size() >= model.max_context_length) {
-    v->Add(field, "has ", ids.size(), " tokens, the limit is ", model.max_context_length - 1,
-           " (context length minus one token of output)");
+    v->Add(field, "has ", ids.size(), " tokens, the limit is ", model.max_context_length - 1, ": the context of ",
+           model.max_context_length, " tokens minus one of output");
     return;
   }
   const auto unknown = std::find_if(ids.begin(), ids.end(), [&](uint32_t id) { return id >= model.vocab_size; });

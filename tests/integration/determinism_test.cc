@@ -109,7 +109,8 @@ TEST(Determinism, Preempted) {
 TEST(Determinism, AnyReplica) {
   Cluster cluster({.replicas = 2});
   ExpectSame(GenerateAll(cluster, Alone().requests, 16), "two replicas");
-  for (const auto& replica : cluster.Status().replicas()) EXPECT_GT(replica.steps(), 50u) << "both were meant to work";
+  const auto status = cluster.Status();
+  for (const auto& replica : status.replicas()) EXPECT_GT(replica.steps(), 50u) << "both were meant to work";
 }
 
 }  // namespace

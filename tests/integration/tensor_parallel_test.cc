@@ -21,7 +21,8 @@ std::vector<v1::GenerateRequest> ScoringRequests(Cluster& cluster) {
 }
 
 struct Difference {
-  double largest = 0, mean = 0;
+  double largest = 0, mean = 0;   // of |d|
+  double bias = 0;                // mean of d: what a perplexity would show
 };
 
 Difference Compare(const std::string& mode) {
@@ -38,17 +39,19 @@ Difference Compare(const std::string& mode) {
     EXPECT_EQ(static_cast<int>(a[i].prompt_logprobs.size()), requests[i].tokenized().input_ids_size());
     EXPECT_EQ(a[i].prompt_logprobs.size(), b[i].prompt_logprobs.size());
     for (size_t k = 1; k < std::min(a[i].prompt_logprobs.size(), b[i].prompt_logprobs.size()); ++k) {
-      const double d = std::abs(a[i].prompt_logprobs[k].logprob() - b[i].prompt_logprobs[k].logprob());
+      const double d = a[i].prompt_logprobs[k].logprob() - b[i].prompt_logprobs[k].logprob();
       EXPECT_TRUE(std::isfinite(d));
-      difference.largest = std::max(difference.largest, d);
-      difference.mean += d;
+      difference.largest = std::max(difference.largest, std::abs(d));
+      difference.mean += std::abs(d);
+      difference.bias += d;
       ++count;
     }
   }
   difference.mean /= static_cast<double>(std::max<size_t>(count, 1));
+  difference.bias /= static_cast<double>(std::max<size_t>(count, 1));
   EXPECT_GT(count, 1000u);
-  std::printf("%s: TP 1 against TP 2 over %zu log-probabilities: mean |d| %.6f, largest %.6f\n", mode.c_str(), count,
-              difference.mean, difference.largest);
+  std::printf("%s: TP 1 against TP 2 over %zu log-probabilities: mean |d| %.6f, largest %.6f, mean d %.6f\n", mode.c_str(),
+              count, difference.mean, difference.largest, difference.bias);
   return difference;
 }
 
@@ -58,12 +61,23 @@ TEST(TensorParallel, FloatLogprobsAgree) {
   EXPECT_LT(d.largest, 2e-3);
 }
 
-// Quantized: the row-parallel inputs are scaled per shard (numerics.md), so codes differ by rounding there.
-TEST(TensorParallel, QuantizedLogprobsAgree) {
-  const Difference d = Compare("w4a8kv4");
-  EXPECT_LT(d.mean, 0.06);
-  EXPECT_LT(d.largest, 2.0);
+// Quantized: the row-parallel inputs are scaled per shard (numerics.md), so some codes round the other way, and a KV4
+// code that flips is a step of a fifteenth of its head's range. Single log-probabilities move about as far as
+// quantization itself moved them; on average they must not move.
+struct Bounds {
+  const char* mode;
+  double mean, largest;
+};
+class Quantized : public ::testing::TestWithParam<Bounds> {};
+TEST_P(Quantized, LogprobsAgree) {
+  const Difference d = Compare(GetParam().mode);
+  EXPECT_LT(d.mean, GetParam().mean);
+  EXPECT_LT(d.largest, GetParam().largest);
+  EXPECT_LT(std::abs(d.bias), 0.02);
 }
+INSTANTIATE_TEST_SUITE_P(TensorParallel, Quantized,
+                         ::testing::Values(Bounds{"w4a8kv4", 0.2, 3}, Bounds{"w4a4kv4", 0.5, 8}),
+                         [](const auto& info) { return std::string(info.param.mode); });
 
 }  // namespace
 }  // namespace nibble::testing

@@ -88,8 +88,8 @@ INSTANTIATE_TEST_SUITE_P(Good, AdmissionCase,
                                                 }},
                                            Case{nullptr, "id characters",
                                                 [](auto* r) { r->set_request_id("Az09._:-"); }},
-                                           Case{nullptr, "max_tokens beyond the context is cut",
-                                                [](auto* r) { S(r)->set_max_tokens(100000); }},
+                                           Case{nullptr, "max_tokens beyond what the prompt leaves is cut",
+                                                [](auto* r) { S(r)->set_max_tokens(100); }},
                                            Case{nullptr, "roles", [](auto* r) {
                                                   for (const char* role : {"system", "user", "assistant"}) {
                                                     r->mutable_chat()->add_messages()->set_role(role);
@@ -127,7 +127,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sampling_params.presence_penalty", "is -inf", [](auto* r) { S(r)->set_presence_penalty(-kInfinity); }},
         Case{"sampling_params.repetition_penalty", "is 0, must be in (0, 10]",
              [](auto* r) { S(r)->set_repetition_penalty(0); }},
-        Case{"sampling_params.max_tokens", "is 0, must be at least 1", [](auto* r) { S(r)->set_max_tokens(0); }},
+        Case{"sampling_params.max_tokens", "is 0, must be 1 to the context length, 100", [](auto* r) { S(r)->set_max_tokens(0); }},
+        Case{"sampling_params.max_tokens", "is 101, must be 1 to the context length, 100",
+             [](auto* r) { S(r)->set_max_tokens(101); }},
         Case{"sampling_params.min_tokens", "is 6, must be at most max_tokens, which is 5",
              [](auto* r) { S(r)->set_max_tokens(5), S(r)->set_min_tokens(6); }},
         Case{"sampling_params.stop", "has 17 strings, the limit is 16",
@@ -209,7 +211,7 @@ TEST(Admission, ResolvesWhatIsAsked) {
   auto* s = S(&request);
   s->set_temperature(0.00001f);
   s->set_top_k(5000);
-  s->set_max_tokens(1000);
+  s->set_max_tokens(100);
   s->set_min_tokens(4);
   s->add_stop_token_ids(9), s->add_stop_token_ids(1), s->add_stop_token_ids(2);
   s->set_n(3);
