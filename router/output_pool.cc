@@ -10,7 +10,7 @@ namespace nibble {
 
 OutputPool::OutputPool(uint32_t threads, RequestMetrics* metrics) : metrics_(metrics) {
   for (uint32_t i = 0; i < threads; ++i) queues_.push_back(std::make_unique<BoundedQueue<Batch>>(kMaxBatches));
-  for (auto& queue : queues_) threads_.emplace_back(&OutputPool::Run, this, queue.get());
+  for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back(&OutputPool::Run, this, i);
 }
 
 OutputPool::~OutputPool() {
@@ -20,31 +20,23 @@ OutputPool::~OutputPool() {
 
 void OutputPool::Deliver(std::vector<SequenceEvent>* events) {
   const TimePoint now = Clock::now();
-  if (queues_.size() == 1) {
-    if (!queues_[0]->Push({now, std::move(*events)})) return;
-    events->clear();
-    return;
-  }
-  std::vector<std::vector<SequenceEvent>> parts(queues_.size());
-  for (auto& part : parts) part.reserve(events->size());
-  for (SequenceEvent& event : *events) {
-    const uint64_t stream = event.output->first_sequence_id() / kMaxSequencesPerRequest;
-    parts[stream % parts.size()].push_back(std::move(event));
-  }
+  const auto shared = std::make_shared<std::vector<SequenceEvent>>(std::move(*events));
   events->clear();
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (!parts[i].empty() && !queues_[i]->Push({now, std::move(parts[i])})) return;  // closed: the router is ending
+  for (auto& queue : queues_) {
+    if (!queue->Push({now, shared})) return;  // closed: the router is ending
   }
 }
 
-void OutputPool::Run(BoundedQueue<Batch>* queue) {
+void OutputPool::Run(size_t thread) {
+  BoundedQueue<Batch>* const queue = queues_[thread].get();
   std::vector<std::shared_ptr<OutputStream>> touched;
   double cpu = ThreadCpuSeconds();
   while (std::optional<Batch> first = queue->Pop()) {
     std::deque<Batch> batches = queue->PopAll();
     batches.push_front(std::move(*first));
     for (Batch& batch : batches) {
-      for (SequenceEvent& event : batch.events) {
+      for (SequenceEvent& event : *batch.events) {
+        if (event.sequence_id / kMaxSequencesPerRequest % queues_.size() != thread) continue;
         OutputStream& stream = *event.output;
         if (!stream.touched) {
           stream.touched = true;

@@ -1,7 +1,8 @@
 // The threads between the schedulers and the clients' streams.
 #pragma once
 
-#include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -20,7 +21,8 @@ class OutputPool {
   OutputPool(uint32_t threads, RequestMetrics* metrics);
   ~OutputPool();  // consumes what is queued, then ends
 
-  // Takes the events of one step (*events is left empty). Waits only when the output threads are `kMaxBatches` behind,
+  // Takes the events of one step (*events is left empty): for the caller one pointer per thread, however many events; each
+  // thread picks its own. Waits only when the output threads are `kMaxBatches` behind,
   // which no client can cause: they never wait for one.
   void Deliver(std::vector<SequenceEvent>* events);
 
@@ -28,9 +30,9 @@ class OutputPool {
   static constexpr size_t kMaxBatches = 256;
   struct Batch {
     TimePoint committed_at;
-    std::vector<SequenceEvent> events;
+    std::shared_ptr<std::vector<SequenceEvent>> events;  // shared by the threads; each touches only its own
   };
-  void Run(BoundedQueue<Batch>* queue);
+  void Run(size_t thread);
 
   RequestMetrics* const metrics_;
   std::vector<std::unique_ptr<BoundedQueue<Batch>>> queues_;
