@@ -148,6 +148,8 @@ void ExecuteStream::OnCancel() {
 void ExecuteStream::OnDone() {
   // The last reaction: no read is open any more, so group_ is this thread's alone.
   if (group_ != nullptr) group_->DropStream(this);
+  group_ =
+      nullptr;  // the group's thread may hold this stream a moment longer, and must not be the last to hold the group
   std::shared_ptr<ExecuteStream> self;
   std::lock_guard lock(mutex_);
   self = std::move(self_);

@@ -155,10 +155,11 @@ void Group::Abort(const absl::Status& status) {
   }
   wake_.notify_all();
   slot_->Poke();
-  if (communicator != nullptr) communicator->Abort(std::string(status.message()));
+  // Callers first: once collectives fail, the group's thread would report the symptom before they hear the cause.
   if (prepare_done) prepare_done(status);
   if (join_done) join_done(status);
   if (stream != nullptr) stream->Finish(status);
+  if (communicator != nullptr) communicator->Abort(std::string(status.message()));
 }
 
 bool Group::aborted() const {
