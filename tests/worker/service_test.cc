@@ -70,11 +70,15 @@ class Gate {
 // The mock, with a load that waits, an engine that waits inside a collective until Abort, or steps that fail.
 class FaultyBackend : public Backend {
  public:
-  std::shared_ptr<Gate> load_gate;     // Load waits for it
-  std::shared_ptr<Gate> connect_gate;  // Connect waits for it
-  std::atomic<bool> hang{false};       // Execute waits until the communicator is aborted
-  std::atomic<int> fail_code{0};       // Execute returns this code
-  std::atomic<int> engines{0};         // alive
+  // From now on Load, or Connect, waits for the gate that is returned. Under a lock, because ThreadSanitizer does not
+  // see how gRPC orders a test and the calls it makes.
+  std::shared_ptr<Gate> GateLoads() { return Set(&load_gate_, std::make_shared<Gate>()); }
+  std::shared_ptr<Gate> GateConnects() { return Set(&connect_gate_, std::make_shared<Gate>()); }
+  void UngateConnects() { Set(&connect_gate_, nullptr); }
+
+  std::atomic<bool> hang{false};  // Execute waits until the communicator is aborted
+  std::atomic<int> fail_code{0};  // Execute returns this code
+  std::atomic<int> engines{0};    // alive
   std::atomic<int> max_engines{0};
   std::atomic<int> executing{0};
 
@@ -82,12 +86,13 @@ class FaultyBackend : public Backend {
   std::string device() const override { return "faulty"; }
   v1::ModelInfo model() const override { return TestModel(); }
   absl::StatusOr<std::shared_ptr<Shard>> Load(int rank, int world_size) override {
-    if (load_gate != nullptr) load_gate->Wait();
+    if (const auto gate = Get(load_gate_)) gate->Wait();
     auto shard = inner_->Load(rank, world_size);
     return std::make_shared<FaultyShard>(this, *shard);
   }
   absl::StatusOr<std::unique_ptr<PendingCommunicator>> PrepareCommunicator(int rank, int world_size) override {
-    return std::make_unique<PendingFaultyCommunicator>(*inner_->PrepareCommunicator(rank, world_size), connect_gate);
+    return std::make_unique<PendingFaultyCommunicator>(*inner_->PrepareCommunicator(rank, world_size),
+                                                       Get(connect_gate_));
   }
 
  private:
@@ -148,7 +153,19 @@ class FaultyBackend : public Backend {
     std::shared_ptr<Shard> inner;
   };
 
+  std::shared_ptr<Gate> Set(std::shared_ptr<Gate>* gate, std::shared_ptr<Gate> value) {
+    std::lock_guard lock(gates_mutex_);
+    return *gate = std::move(value);
+  }
+  std::shared_ptr<Gate> Get(const std::shared_ptr<Gate>& gate) {
+    std::lock_guard lock(gates_mutex_);
+    return gate;
+  }
+
   std::unique_ptr<Backend> inner_ = MakeMockBackend({.model = TestModel(), .head_dim = 64});
+  std::mutex gates_mutex_;
+  std::shared_ptr<Gate> load_gate_;
+  std::shared_ptr<Gate> connect_gate_;
 };
 
 using PlanStream = grpc::ClientReaderWriter<v1::StepPlan, v1::StepResult>;
@@ -593,24 +610,23 @@ TEST_F(ServiceTest, ALostPeerEndsTheGroup) {
 }
 
 TEST_F(ServiceTest, ASlowLoadBlocksNothingElse) {
-  backend_.load_gate = std::make_shared<Gate>();
+  const auto gate = backend_.GateLoads();
   auto first = std::async(std::launch::async, [&] { return Prepare(1).status(); });
-  backend_.load_gate->WaitForSomebody();
+  gate->WaitForSomebody();
   EXPECT_TRUE(GetInfo().ok());
   EXPECT_EQ(Join(1).status().code(), absl::StatusCode::kFailedPrecondition);
   // A newer epoch ends the old Prepare at once, though its load goes on.
   auto second = std::async(std::launch::async, [&] { return Prepare(2).status(); });
   EXPECT_EQ(first.get().code(), absl::StatusCode::kAborted);
-  backend_.load_gate->Open();
+  gate->Open();
   EXPECT_TRUE(second.get().ok());
   EXPECT_TRUE(Join(2).ok());
 }
 
 TEST_F(ServiceTest, APeerThatNeverComesDoesNotHoldUpTheNextGroup) {
-  const auto never = std::make_shared<Gate>();
-  backend_.connect_gate = never;
+  const auto never = backend_.GateConnects();
   ASSERT_TRUE(Prepare(1).ok());
-  backend_.connect_gate = nullptr;  // the first group keeps its own
+  backend_.UngateConnects();  // the first group keeps its own
   auto first = std::async(std::launch::async, [&] { return Join(1).status(); });
   never->WaitForSomebody();
   Form(2);
@@ -623,14 +639,14 @@ TEST_F(ServiceTest, APeerThatNeverComesDoesNotHoldUpTheNextGroup) {
 }
 
 TEST_F(ServiceTest, AnImpatientCallerLeavesALoadBehind) {
-  backend_.load_gate = std::make_shared<Gate>();
+  const auto gate = backend_.GateLoads();
   EXPECT_EQ(Prepare(1, 0, 1, milliseconds(50)).status().code(), absl::StatusCode::kDeadlineExceeded);
   server_->Shutdown(milliseconds(0));  // does not wait for the load
-  backend_.load_gate->Open();
+  gate->Open();
 }
 
 TEST_F(ServiceTest, AFloodOfEpochsIsBounded) {
-  backend_.load_gate = std::make_shared<Gate>();
+  const auto gate = backend_.GateLoads();
   std::vector<std::future<absl::Status>> calls;
   for (uint64_t epoch = 1; epoch <= 12; ++epoch) {
     calls.push_back(std::async(std::launch::async, [this, epoch] { return Prepare(epoch).status(); }));
@@ -644,7 +660,7 @@ TEST_F(ServiceTest, AFloodOfEpochsIsBounded) {
     EXPECT_FALSE(status.ok());
     if (refused > 0) break;
   }
-  backend_.load_gate->Open();
+  gate->Open();
   for (auto& call : calls) {
     if (call.valid()) call.wait();
   }
