@@ -103,7 +103,7 @@ void AddServeFlags(CLI::App* app, ServeFlags* flags) {
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();
   app->add_option("--request-timeout", flags->request_timeout_s, "Seconds until a request gives up; 0 = never")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0.0, 1e9))
       ->capture_default_str();
   app->add_option("--connections", flags->connections, "Connections the streams are dealt to")
       ->check(CLI::Range(1, 256))

@@ -106,7 +106,7 @@ void AddChatFlags(CLI::App* app, ChatFlags* flags) {
   AddSamplingFlags(app, &flags->request);
   flags->request.mutable_sampling_params()->set_max_tokens(kDefaultMaxTokens);
   app->add_option("--deadline", flags->deadline_s, "Seconds until an answer gives up")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1e-3, 1e9))
       ->group("Request");
 }
 

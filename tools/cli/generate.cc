@@ -108,7 +108,7 @@ void AddGenerateFlags(CLI::App* app, GenerateFlags* flags) {
          "--request-id", [request](const std::string& v) { request->set_request_id(v); }, "Name of the request in logs")
       ->group("Request");
   app->add_option("--deadline", flags->deadline_s, "Seconds until the request gives up")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1e-3, 1e9))
       ->group("Request");
   app->add_flag("--json", flags->json, "Print one JSON object at the end instead of text");
   app->add_flag("--echo", flags->echo, "Print the prompt in front of its continuation");

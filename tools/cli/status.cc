@@ -104,7 +104,7 @@ int Watch(v1::Inference::StubInterface* stub, const StatusFlags& flags, const Co
 
 void AddStatusFlags(CLI::App* app, StatusFlags* flags) {
   app->add_option("--wait", flags->wait_s, "Wait at most this many seconds until a replica is ready")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0.0, 1e9));
   app->add_flag("--all", flags->all, "Ready means every replica, not one");
   app->add_flag("--json", flags->json, "Print one JSON object");
   app->add_flag("--watch", flags->watch, "Print again and again until Ctrl-C");
