@@ -58,7 +58,8 @@ FloatModel Load(const std::string& dir) {
     model.layers.push_back(*std::move(layer));
   }
   model.final_norm = dense("model.norm.weight", {h});
-  for (const BF16 x : (*checkpoint)->Linear("lm_head", ShardAxis::kNone, 0, 1)->dense) model.head.push_back(ToFloat(x));
+  const auto head = (*checkpoint)->Linear("lm_head", ShardAxis::kNone, 0, 1);
+  for (const BF16 x : head->dense) model.head.push_back(ToFloat(x));
   return model;
 }
 
