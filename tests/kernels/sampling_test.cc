@@ -132,11 +132,11 @@ TEST_P(SamplingTest, TemperatureFlattens) {
 
 // A probability of 1e-4 is not lost: the draw's random numbers are fine enough.
 TEST_P(SamplingTest, RareTokensAreDrawn) {
-  constexpr int64_t kDraws = 100000;
+  constexpr int64_t kDraws = 60000;
   std::vector<double> p = {0.9999, 0.0001};
   const auto counts = Count(Logs(p), {.temperature = 1.0f, .seed = 4}, kDraws);
   const double rare = counts.contains(1) ? static_cast<double>(counts.at(1)) : 0;
-  EXPECT_NEAR(rare, 10, 10);
+  EXPECT_LE(rare, 20);
   EXPECT_GT(rare, 0);
 }
 
@@ -217,7 +217,7 @@ TEST_P(SamplingTest, TruncationEqualsASort) {
         order.resize(keep);
         std::vector<bool> allowed(vocab);
         for (int32_t id : order) allowed[id] = true;
-        const auto counts = Count(logits, {.temperature = 1.0f, .top_p = top_p, .seed = 12, .top_k = top_k}, 300);
+        const auto counts = Count(logits, {.temperature = 1.0f, .top_p = top_p, .seed = 12, .top_k = top_k}, 60);
         for (const auto& [id, count] : counts) {
           EXPECT_TRUE(allowed[id]) << "vocab " << vocab << " top_p " << top_p << " top_k " << top_k << " id " << id;
         }
