@@ -150,7 +150,13 @@ sampling=(--max-tokens 150 --temperature 0.75 --top-p 0.9 --repetition-penalty 1
 step_header 'Generate'
 echo "$STEP_TITLE  ${dim}nibble generate --server $server ${sampling[*]}${plain}"
 echo
-"$bin/nibble" generate --server "$server" --prompt "$prompt" --echo "${sampling[@]}" --deadline 60 | tee "$run_dir/prose.txt"
+# The summary, on stderr, waits until tee has passed on the last word.
+generated=0
+"$bin/nibble" generate --server "$server" --prompt "$prompt" --echo "${sampling[@]}" --deadline 60 2>"$LOG_DIR/generate.err" |
+  tee "$run_dir/prose.txt" || generated=$?
+echo
+echo "    ${dim}$(cat "$LOG_DIR/generate.err")${plain}"
+if [ "$generated" -ne 0 ]; then exit "$generated"; fi
 if [ "$(wc -w <"$run_dir/prose.txt")" -lt 40 ]; then
   echo "demo: the generation is shorter than 40 words" >&2
   exit 1
