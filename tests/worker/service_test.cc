@@ -199,6 +199,7 @@ class ServiceTest : public testing::Test {
 
   static void SetDeadline(grpc::ClientContext& context, milliseconds timeout = seconds(30)) {
     context.set_deadline(std::chrono::system_clock::now() + timeout);
+    context.set_wait_for_ready(true);  // on a loaded machine the first connection may take more than one attempt
   }
   absl::StatusOr<v1::WorkerInfo> GetInfo(uint32_t version = v1::PROTOCOL_VERSION_CURRENT) {
     grpc::ClientContext context;
