@@ -55,7 +55,8 @@ void FakeWorker::Release() {
 
 void FakeWorker::WaitForSteps(uint64_t steps) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return steps_ >= steps; });
+  const bool came = changed_.wait_for(lock, std::chrono::seconds(120), [&] { return steps_ >= steps; });
+  NIBBLE_CHECK(came, "step " + std::to_string(steps) + " never came, the last one was " + std::to_string(steps_));
 }
 uint64_t FakeWorker::prepares() {
   std::lock_guard lock(mutex_);

@@ -41,7 +41,7 @@ class FakeWorker final : public v1::Worker::Service {
   void HoldAfterStep(uint64_t step);
   void Release();
 
-  // Blocks until this many steps of the current stream were answered.
+  // Blocks until this many steps of the current stream were answered; ends the test when they never are.
   void WaitForSteps(uint64_t steps);
   uint64_t prepares();
   uint64_t aborts();
