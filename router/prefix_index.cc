@@ -24,14 +24,14 @@ std::vector<uint64_t> PrefixChain(absl::Span<const uint32_t> prompt_token_ids, s
 PrefixIndex::PrefixIndex(uint32_t num_replicas) : replicas_(num_replicas) {}
 
 void PrefixIndex::Reset(uint32_t replica, uint32_t capacity_pages) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   NIBBLE_CHECK_LT(replica, replicas_.size());
   replicas_[replica] = Replica{};
   replicas_[replica].capacity = capacity_pages;
 }
 
 void PrefixIndex::Placed(uint32_t replica, absl::Span<const uint64_t> chain) {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   NIBBLE_CHECK_LT(replica, replicas_.size());
   Replica& r = replicas_[replica];
   // Deepest page first: the front ends up with the shallowest, so tails are forgotten before what they hang from.
@@ -53,7 +53,7 @@ void PrefixIndex::Placed(uint32_t replica, absl::Span<const uint64_t> chain) {
 }
 
 std::vector<uint32_t> PrefixIndex::MatchedPages(absl::Span<const uint64_t> chain) const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   std::vector<uint32_t> matched(replicas_.size(), 0);
   for (size_t i = 0; i < replicas_.size(); ++i) {
     const auto& pages = replicas_[i].pages;
@@ -63,7 +63,7 @@ std::vector<uint32_t> PrefixIndex::MatchedPages(absl::Span<const uint64_t> chain
 }
 
 uint32_t PrefixIndex::size(uint32_t replica) const {
-  absl::MutexLock lock(&mutex_);
+  std::lock_guard<std::mutex> lock(mutex_);
   return static_cast<uint32_t>(replicas_[replica].pages.size());
 }
 

@@ -9,12 +9,11 @@
 
 #include <cstdint>
 #include <list>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 
 namespace nibble {
@@ -44,8 +43,8 @@ class PrefixIndex {
     absl::flat_hash_map<uint64_t, std::list<uint64_t>::iterator> pages;
   };
 
-  mutable absl::Mutex mutex_;
-  std::vector<Replica> replicas_ ABSL_GUARDED_BY(mutex_);
+  mutable std::mutex mutex_;
+  std::vector<Replica> replicas_;  // guarded by mutex_
 };
 
 }  // namespace nibble
