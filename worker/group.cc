@@ -308,10 +308,11 @@ absl::Status Group::ExecutePlans(Engine& engine) {
       metrics_->CountFailedStep(status.code());
       LogWarn("step failed epoch={} rank={} step={} status=\"{}\"", epoch(), options_.rank, plan.step(),
               status.ToString());
+      // A plan that breaks the rules harms its stream alone. Anything else has left the ranks in different places: the
+      // group fails, and only then (Abort) does its stream hear of it, so that nobody finds the group still serving.
+      if (status.code() != absl::StatusCode::kInvalidArgument) return status;
       DropStream(sink.get());
       sink->Finish(status);
-      // A plan that breaks the rules harms its stream alone; anything else has left the ranks in different places.
-      if (status.code() != absl::StatusCode::kInvalidArgument) return status;
     }
   }
 }
