@@ -331,6 +331,9 @@ TEST_F(RouterTest, WithReplayWaitTheClientSeesOnlyAPause) {
   worker(0, 0).HoldAfterStep(8);
   const uint32_t replayed = RunDisturbed(8, 50, [&] {
     worker(0, 0).WaitForSteps(8);
+    WaitFor("all requests", [](const auto& status) {  // one that came after the failure would be refused, rightly
+      return status.replicas(0).num_requests_running() + status.replicas(0).num_requests_waiting() == 8;
+    });
     const FakeWorkerOptions again = Worker({.port = worker(0, 1).port(), .instance = 9});
     replicas_[0][1].reset();
     worker(0, 0).Release();
