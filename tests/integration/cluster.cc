@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <fstream>
@@ -77,7 +78,11 @@ Cluster::Cluster(ClusterOptions options) : options_(std::move(options)) {
     }
     argv.insert(argv.end(), {"--replica", addresses});
   }
-  argv.insert(argv.end(), options_.router_flags.begin(), options_.router_flags.end());
+  const auto& flags = options_.router_flags;
+  if (std::find(flags.begin(), flags.end(), "--step-timeout-ms") == flags.end()) {
+    argv.insert(argv.end(), {"--step-timeout-ms", "60000"});  // a busy host or a sanitizer must not look like a hang
+  }
+  argv.insert(argv.end(), flags.begin(), flags.end());
   router_ = std::make_unique<Process>(argv, dir_ + "/router.log");
   const std::string port = WaitForFile(dir_ + "/router.port", *router_, std::chrono::seconds(60));
   NIBBLE_CHECK(!port.empty(), router_->Log());
