@@ -18,9 +18,9 @@ if(CCACHE_PROGRAM)
 endif()
 
 # -ffp-contract=off: a row's bits must not depend on what the compiler chose to fuse; fused multiply-adds are written as such.
-add_compile_options(-Wall -Wextra -Wshadow -Wno-unused-parameter -Wno-missing-field-initializers -ffp-contract=off -fpch-preprocess)
+add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-unused-parameter;-Wno-missing-field-initializers;-ffp-contract=off;-fpch-preprocess>")
 if(NIBBLE_SANITIZE)
-  add_compile_options(-fsanitize=${NIBBLE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${NIBBLE_SANITIZE};-fno-omit-frame-pointer;-fno-sanitize-recover=all;-g1>")
   add_link_options(-fsanitize=${NIBBLE_SANITIZE})
 endif()
 

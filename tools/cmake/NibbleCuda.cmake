@@ -1,0 +1,34 @@
+# The CUDA compiler and how CUDA code is built. NIBBLE_CUDA is TRUE when the CUDA backend is part of this build.
+set(NIBBLE_CUDA FALSE)
+set(NIBBLE_CUDA_ARCHITECTURES "80;89;90a" CACHE STRING "Compute capabilities to build kernels for: some of 80, 89, 90a")
+if(NIBBLE_WITH_CUDA)
+  find_program(NIBBLE_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin)
+  if(NOT NIBBLE_NVCC)
+    message(WARNING "NIBBLE_WITH_CUDA is on, but there is no nvcc (looked in PATH, CUDA_HOME and /usr/local/cuda): building for CPUs only")
+  else()
+    set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target names its own
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(NIBBLE_CUDA TRUE)
+  endif()
+endif()
+
+# nibble_cuda_library(NAME n SRCS ... LIBS ... ARCHITECTURES 80 90a)   CUDA kernels behind plain C++ headers, built for
+# those of the architectures that NIBBLE_CUDA_ARCHITECTURES names. --fmad=false: a row's bits must not depend on what
+# the compiler chose to fuse; fused multiply-adds are written as such, as on the CPU. (-std is spelled out: CMake 3.25
+# does not know the dialects of CUDA 13.)
+function(nibble_cuda_library)
+  cmake_parse_arguments(A "" "NAME" "SRCS;LIBS;ARCHITECTURES" ${ARGN})
+  set(code "")
+  foreach(architecture ${A_ARCHITECTURES})
+    if(architecture IN_LIST NIBBLE_CUDA_ARCHITECTURES)
+      list(APPEND code "SHELL:-gencode=arch=compute_${architecture},code=sm_${architecture}")
+    endif()
+  endforeach()
+  add_library(${A_NAME} STATIC ${A_SRCS})
+  _nibble_configure(${A_NAME} LIBS ${A_LIBS} CUDA::cudart_static)
+  target_compile_options(${A_NAME} PRIVATE 
+    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--fmad=false;-Xcompiler=-Wall,-fPIC>" "$<$<COMPILE_LANGUAGE:CUDA>:${code}>")
+endfunction()
