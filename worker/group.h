@@ -75,8 +75,8 @@ class Group {
   // The stream's results go to `sink`. The newest stream wins: an older one is finished with ABORTED, and its queued
   // plans are dropped. FAILED_PRECONDITION unless the group is serving.
   absl::Status OpenStream(std::shared_ptr<ResultSink> sink);
-  // The next plan of the stream. RESOURCE_EXHAUSTED when kMaxQueuedPlans wait, ABORTED when the stream is not the
-  // current one.
+  // The next plan of the stream; dropped when the stream is not the current one any more (whoever took it away ends it
+  // and says why). RESOURCE_EXHAUSTED when kMaxQueuedPlans wait.
   absl::Status Submit(const ResultSink* sink, v1::StepPlan plan);
   // No more plans: executes what is queued, drops all sequences and finishes the stream with OK.
   void EndInput(const ResultSink* sink);
