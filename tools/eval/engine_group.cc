@@ -16,7 +16,10 @@ absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Create(const Checkpoin
   std::vector<std::string> endpoints(static_cast<size_t>(size));
   NIBBLE_RETURN_IF_ERROR(group->OnEveryRank([&](int r) -> absl::Status {
     Rank& rank = group->ranks_[static_cast<size_t>(r)];
-    NIBBLE_ASSIGN_OR_RETURN(rank.ops, CreateOps({.backend = "cpu", .threads = options.threads_per_rank}));
+    NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops,
+                            CreateOps({.backend = "cpu", .threads = options.threads_per_rank}));
+    if (options.wrap_ops) ops = options.wrap_ops(r, std::move(ops));
+    rank.ops = std::move(ops);
     NIBBLE_ASSIGN_OR_RETURN(rank.model, LoadModel(checkpoint, rank.ops, r, size));
     NIBBLE_ASSIGN_OR_RETURN(pending[static_cast<size_t>(r)],
                             PrepareCommunicator({.rank = r, .size = size, .timeout = options.collective_timeout}));

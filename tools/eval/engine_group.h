@@ -23,6 +23,8 @@ struct EngineGroupOptions {
   int threads_per_rank = 1;
   EngineLimits limits;  // of each rank
   std::chrono::milliseconds collective_timeout{60000};
+  // May put something between the engine and its backend (ForwardingOps); null: nothing.
+  std::function<std::unique_ptr<Ops>(int rank, std::unique_ptr<Ops> backend)> wrap_ops;
 };
 
 class EngineGroup {
