@@ -36,8 +36,7 @@ void CheckCoded(const InputCoding* coding, const LinearInput* out, int64_t rows,
   NIBBLE_CHECK(rows == 0 || (out->codes != nullptr && out->scales != nullptr), "out.codes or out.scales is null");
 }
 
-void CheckStep(const StepRows& step, const KvPages& pages, const Rows& qkv, int64_t q_heads) {
-  const KvLayout& layout = pages.layout;
+void CheckStep(const StepRows& step, const KvLayout& layout, int64_t q_heads) {
   NIBBLE_CHECK(
       step.rows >= 0 && step.sequences >= 0 && step.max_pages > 0,
       absl::StrCat("step has ", step.rows, " rows, ", step.sequences, " sequences, ", step.max_pages, " max_pages"));
@@ -49,10 +48,14 @@ void CheckStep(const StepRows& step, const KvPages& pages, const Rows& qkv, int6
   NIBBLE_CHECK(
       layout.head_dim > 0 && layout.head_dim % kHeadDimMultiple == 0 && layout.head_dim <= kMaxHeadDim,
       absl::StrCat("head_dim ", layout.head_dim, ", must be a multiple of ", kHeadDimMultiple, " up to ", kMaxHeadDim));
+}
+
+void CheckPaged(const StepRows& step, const KvPages& pages, const Rows& qkv, int64_t q_heads) {
+  CheckStep(step, pages.layout, q_heads);
   NIBBLE_CHECK(pages.data != nullptr && pages.num_pages > 0, absl::StrCat(pages.num_pages, " pages"));
   CheckRows(qkv, "qkv");
   NIBBLE_CHECK_EQ(qkv.rows, step.rows);
-  NIBBLE_CHECK_EQ(qkv.cols, (q_heads + 2 * layout.kv_heads) * layout.head_dim);
+  NIBBLE_CHECK_EQ(qkv.cols, (q_heads + 2 * pages.layout.kv_heads) * pages.layout.head_dim);
 }
 
 // [N, K] of projections that are to be stacked along N.
@@ -96,6 +99,12 @@ absl::StatusOr<std::unique_ptr<Weight>> Ops::PackDense(std::span<const DenseView
   CheckStack(parts);
   for (const DenseView& part : parts) NIBBLE_CHECK(part.data != nullptr, "data of a dense projection is null");
   return DoPackDense(parts);
+}
+
+void Ops::BeginStep(const BeginStepArgs& args) {
+  CheckStep(args.step, args.layout, args.q_heads);
+  begun_ = args;
+  if (args.step.rows != 0) DoBeginStep(args);
 }
 
 void Ops::Embed(const EmbedArgs& args) {
@@ -158,7 +167,7 @@ void Ops::Linear(const LinearArgs& args) {
 }
 
 void Ops::RopeAppend(const RopeAppendArgs& args) {
-  CheckStep(args.step, args.pages, args.qkv, args.q_heads);
+  CheckPaged(args.step, args.pages, args.qkv, args.q_heads);
   NIBBLE_CHECK(args.cos_sin != nullptr && args.max_positions > 0,
                absl::StrCat("cos_sin of ", args.max_positions, " positions"));
   if (args.step.rows == 0) return;
@@ -166,10 +175,12 @@ void Ops::RopeAppend(const RopeAppendArgs& args) {
 }
 
 void Ops::Attention(const AttentionArgs& args) {
-  CheckStep(args.step, args.pages, args.qkv, args.q_heads);
+  CheckPaged(args.step, args.pages, args.qkv, args.q_heads);
   CheckRows(args.out, "out");
   NIBBLE_CHECK_EQ(args.out.rows, args.step.rows);
   NIBBLE_CHECK_EQ(args.out.cols, args.q_heads * args.pages.layout.head_dim);
+  NIBBLE_CHECK(args.step == begun_.step && args.q_heads == begun_.q_heads && args.pages.layout == begun_.layout,
+               "not the step, heads or layout of the last BeginStep");
   if (args.step.rows == 0) return;
   DoAttention(args);
 }

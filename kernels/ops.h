@@ -137,6 +137,8 @@ struct EmbedArgs {
 
 // Which rows belong to which sequence. Rows of a sequence are consecutive rows at consecutive positions.
 struct StepRows {
+  bool operator==(const StepRows&) const = default;
+
   int64_t rows = 0;                        // T
   int64_t sequences = 0;                   // S
   const int32_t* positions = nullptr;      // [T]
@@ -153,6 +155,8 @@ enum class KvFormat : uint8_t { kKV4, kF32 };  // kF32: the unquantized referenc
 // One layer's pages: [P, Hkv, head_bytes]. Inside (page, head), KV4: K codes [64, D/2] u8 (low nibble = even d),
 // K scale f16 [64], K zero f16 [64], then the same for V. F32: K [64, D], V [64, D].
 struct KvLayout {
+  bool operator==(const KvLayout&) const = default;
+
   KvFormat format = KvFormat::kKV4;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
@@ -164,6 +168,13 @@ struct KvLayout {
 struct KvPages {
   uint8_t* data = nullptr;
   int64_t num_pages = 0;
+  KvLayout layout;
+};
+
+// What the attention of every layer of a step has in common, so that a backend divides the work once and not per layer.
+struct BeginStepArgs {
+  StepRows step;
+  int64_t q_heads = 0;
   KvLayout layout;
 };
 
@@ -179,7 +190,7 @@ struct RopeAppendArgs {
 
 // Causal grouped-query attention of every row over its sequence's pages (its own row included; RopeAppend came first).
 struct AttentionArgs {
-  StepRows step;
+  StepRows step;                      // that of the last BeginStep, as q_heads and pages.layout are
   Rows qkv;                           // q rotated
   int64_t q_heads = 0;
   KvPages pages;
@@ -285,6 +296,7 @@ class Ops {
   absl::StatusOr<std::unique_ptr<Weight>> PackW4(std::span<const W4View> parts);
   absl::StatusOr<std::unique_ptr<Weight>> PackDense(std::span<const DenseView> parts);
 
+  void BeginStep(const BeginStepArgs& args);
   void Embed(const EmbedArgs& args);
   void AddNormQuantize(const AddNormQuantizeArgs& args);
   void Quantize(const QuantizeArgs& args);
@@ -298,6 +310,7 @@ class Ops {
  protected:
   virtual absl::StatusOr<std::unique_ptr<Weight>> DoPackW4(std::span<const W4View> parts) = 0;
   virtual absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) = 0;
+  virtual void DoBeginStep(const BeginStepArgs& args) = 0;
   virtual void DoEmbed(const EmbedArgs& args) = 0;
   virtual void DoAddNormQuantize(const AddNormQuantizeArgs& args) = 0;
   virtual void DoQuantize(const QuantizeArgs& args) = 0;
@@ -307,6 +320,9 @@ class Ops {
   virtual void DoAttention(const AttentionArgs& args) = 0;
   virtual void DoRecordHistory(const RecordHistoryArgs& args) = 0;
   virtual void DoSample(const SampleArgs& args) = 0;
+
+ private:
+  BeginStepArgs begun_;  // the last BeginStep's
 };
 
 struct OpsOptions {

@@ -45,6 +45,20 @@ class CpuOps final : public Ops {
     return PackDenseTiles(parts);
   }
 
+  void DoBeginStep(const BeginStepArgs& args) override {
+    const int64_t kv_heads = args.layout.kv_heads;
+    const int64_t item_rows = std::max<int64_t>(1, kAttentionItemHeads / (args.q_heads / kv_heads));
+    attention_items_.clear();
+    for (int64_t s = 0; s < args.step.sequences; ++s) {
+      const int64_t end = args.step.row_begin[s + 1];
+      for (int64_t row = args.step.row_begin[s]; row < end; row += item_rows) {
+        for (int64_t head = 0; head < kv_heads; ++head) {
+          attention_items_.push_back({row, std::min(row + item_rows, end), head});
+        }
+      }
+    }
+  }
+
   void DoEmbed(const EmbedArgs& args) override {
     const int64_t h = args.out.cols;
     pool_.ParallelFor(args.out.rows, [&](int64_t row, int) {
@@ -95,20 +109,9 @@ class CpuOps final : public Ops {
   }
 
   void DoAttention(const AttentionArgs& args) override {
-    struct Item {
-      int64_t row_begin, row_end, kv_head;
-    };
-    const int64_t kv_heads = args.pages.layout.kv_heads;
-    const int64_t item_rows = std::max<int64_t>(1, kAttentionItemHeads / (args.q_heads / kv_heads));
-    std::vector<Item> items;
-    for (int64_t s = 0; s < args.step.sequences; ++s) {
-      const int64_t end = args.step.row_begin[s + 1];
-      for (int64_t row = args.step.row_begin[s]; row < end; row += item_rows) {
-        for (int64_t head = 0; head < kv_heads; ++head) items.push_back({row, std::min(row + item_rows, end), head});
-      }
-    }
-    pool_.ParallelFor(static_cast<int64_t>(items.size()), [&](int64_t i, int thread) {
-      kernels_.attention(args, items[i].row_begin, items[i].row_end, items[i].kv_head, &scratch_[thread]);
+    pool_.ParallelFor(static_cast<int64_t>(attention_items_.size()), [&](int64_t i, int thread) {
+      const AttentionItem& item = attention_items_[static_cast<size_t>(i)];
+      kernels_.attention(args, item.row_begin, item.row_end, item.kv_head, &scratch_[thread]);
     });
   }
 
@@ -179,10 +182,16 @@ class CpuOps final : public Ops {
     return std::max<int64_t>(4, CeilDiv(CeilDiv(tiles, 4 * pool_.threads()), 4) * 4);
   }
 
+  // Rows [row_begin, row_end) of one sequence, one KV head.
+  struct AttentionItem {
+    int64_t row_begin, row_end, kv_head;
+  };
+
   const KernelTable& kernels_;
   ThreadPool pool_;
   std::vector<Scratch> scratch_;  // one per thread
   Scratch linear_scratch_;        // what a linear computes about its input before its tiles
+  std::vector<AttentionItem> attention_items_;  // of the step begun last
 };
 
 }  // namespace

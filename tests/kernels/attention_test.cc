@@ -83,6 +83,7 @@ class Cache {
                      .cos_sin = cos_sin_.data(),
                      .max_positions = kMaxPositions,
                      .pages = pages});
+    ops_.BeginStep({.step = step, .q_heads = c_.q_heads, .layout = layout_});
     ops_.Attention({.step = step,
                     .qkv = qkv_array.rows(),
                     .q_heads = c_.q_heads,

@@ -117,6 +117,7 @@ void BM_Attention(benchmark::State& state) {
   const StepRows step = {rows,          sequences, positions.data(), row_sequence.data(), row_begin.data(),
                          tables.data(), max_pages};
   for (auto _ : state) {
+    ops->BeginStep({.step = step, .q_heads = 2, .layout = layout});
     ops->Attention({.step = step,
                     .qkv = {qkv.data(), DType::kBF16, rows, 4 * 128},
                     .q_heads = 2,
@@ -256,6 +257,7 @@ class DecodeStep {
                            tables_.data(), max_pages_};
     const Rows hidden = Bf16(hidden_, kH), delta = Bf16(delta_, kH), qkv = Bf16(qkv_, 4 * kD);
     const Rows mixed = Bf16(mixed_, 2 * kD), gate_up = Bf16(gate_up_, 2 * kF);
+    ops_->BeginStep({.step = step, .q_heads = 2, .layout = kLayout});
     for (Layer& layer : layers_) {
       const KvPages pages = {layer.pages.data(), rows_ * max_pages_, kLayout};
       LinearInput x = Coded(kH);

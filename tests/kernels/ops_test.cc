@@ -100,13 +100,15 @@ TEST_F(OpsDeathTest, IndicesStayInside) {
   position[0] = 3;
   table[0] = 1;
   EXPECT_DEATH(ops_->RopeAppend(rope), "page id 1 of 1");
-  EXPECT_DEATH(ops_->Attention({.step = step,
-                                .qkv = qkv,
-                                .q_heads = 1,
-                                .pages = pages,
-                                .scale = 1,
-                                .out = {values_.data(), DType::kF32, 1, 32}}),
-               "page id 1 of 1");
+  const AttentionArgs attention = {.step = step,
+                                   .qkv = qkv,
+                                   .q_heads = 1,
+                                   .pages = pages,
+                                   .scale = 1,
+                                   .out = {values_.data(), DType::kF32, 1, 32}};
+  EXPECT_DEATH(ops_->Attention(attention), "last BeginStep");
+  ops_->BeginStep({.step = step, .q_heads = 1, .layout = pages.layout});
+  EXPECT_DEATH(ops_->Attention(attention), "page id 1 of 1");
 }
 
 // A step without rows is legal everywhere and writes nothing.

@@ -28,6 +28,7 @@ class ForwardingOps : public Ops {
   absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) override {
     return backend_->PackDense(parts);
   }
+  void DoBeginStep(const BeginStepArgs& args) override { backend_->BeginStep(args); }
   void DoEmbed(const EmbedArgs& args) override { backend_->Embed(args); }
   void DoAddNormQuantize(const AddNormQuantizeArgs& args) override { backend_->AddNormQuantize(args); }
   void DoQuantize(const QuantizeArgs& args) override { backend_->Quantize(args); }

@@ -39,6 +39,7 @@ class ObservingOps : public Ops {
   absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) override {
     return backend_->PackDense(parts);
   }
+  void DoBeginStep(const BeginStepArgs& args) override { backend_->BeginStep(args); }
   void DoEmbed(const EmbedArgs& args) override { backend_->Embed(args); }
   void DoAddNormQuantize(const AddNormQuantizeArgs& args) override {
     backend_->AddNormQuantize(args);

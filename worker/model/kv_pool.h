@@ -32,6 +32,7 @@ class KvPool {
     return pool;
   }
 
+  const KvLayout& layout() const { return layout_; }
   int64_t num_pages() const { return num_pages_; }
   int64_t page_bytes() const { return num_layers_ * layout_.page_bytes(); }  // all layers
 

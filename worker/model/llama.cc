@@ -33,6 +33,7 @@ absl::Status Llama::Forward(const Input& input) {
   const Rows attention = Activations(attention_, t, model_.q_heads * d);
   const Rows gate_up = Activations(gate_up_, t, 2 * model_.intermediate_size);
 
+  ops_.BeginStep({.step = step, .q_heads = model_.q_heads, .layout = pool_.layout()});
   ops_.Embed({.token_ids = input.token_ids,
               .slot_tokens = input.slot_tokens,
               .table = model_.embedding.as<BF16>(),
