@@ -8,9 +8,11 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/strings/str_format.h"
 #include "common/base/progress.h"
+#include "common/base/status.h"
 #include "common/base/version.h"
 #include "tools/quantize/quantizer.h"
 
@@ -78,13 +80,22 @@ int Run(QuantizeOptions options, const std::string& mode) {
   return 0;
 }
 
+absl::Status ReadSettings(const std::string& preset, const std::vector<std::string>& assignments,
+                          QuantizeSettings* settings) {
+  NIBBLE_ASSIGN_OR_RETURN(*settings, PresetSettings(preset));
+  for (const std::string& assignment : assignments) NIBBLE_RETURN_IF_ERROR(SetSetting(assignment, settings));
+  return absl::OkStatus();
+}
+
 }  // namespace
 }  // namespace nibble
 
 int main(int argc, char** argv) {
   nibble::QuantizeOptions options;
   options.calibration_options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  std::string mode = "w4a4kv4";
+  std::string mode = "w4a4kv4", preset = "best";
+  std::vector<std::string> assignments;
+  bool list_settings = false;
 
   CLI::App app(
       "Quantizes a Hugging Face Llama checkpoint for Nibble.\n\n"
@@ -93,8 +104,8 @@ int main(int argc, char** argv) {
       "  bf16      unquantized copy: the reference that accuracy is measured against\n\n"
       "The output appears whole or not at all; any tensor-parallel size loads it.");
   app.set_version_flag("--version", nibble::kVersion);
-  app.add_option("--model", options.model, "Source directory: config.json, tokenizer.json, *.safetensors")->required();
-  app.add_option("--output", options.output, "Directory to create")->required();
+  app.add_option("--model", options.model, "Source directory: config.json, tokenizer.json, *.safetensors");
+  app.add_option("--output", options.output, "Directory to create");
   app.add_option("--mode", mode, "What to make")
       ->check(CLI::IsMember({"w4a4kv4", "w4a8kv4", "bf16"}))
       ->capture_default_str();
@@ -108,18 +119,28 @@ int main(int argc, char** argv) {
   app.add_option("--window-tokens", c.window_tokens, "Tokens of a window")
       ->check(CLI::Range(16, 32768))
       ->capture_default_str();
-  app.add_option("--eight-bit-share", options.eight_bit_share, "w4a4kv4: largest share of activation blocks in 8 bits")
-      ->check(CLI::Range(0.0, 1.0))
+  app.add_option("--preset", preset, "Which ideas are used: best, balanced, fast or none (plain rounding)")
       ->capture_default_str();
+  app.add_option("--set", assignments, "NAME=VALUE: one setting other than the preset has it; may be repeated");
+  app.add_flag("--settings", list_settings, "Print every setting as preset and --set leave it, and stop");
   app.add_option("--shard-bytes", options.max_shard_bytes, "Largest safetensors file")
       ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))
       ->capture_default_str();
   app.add_option("--threads", c.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
   CLI11_PARSE(app, argc, argv);
-  if (mode != "bf16" && calibration->count() == 0) {
-    std::cerr << "nibble-quantize: --calibration is required for --mode " << mode << "\n";
+  const auto refuse = [](const std::string& reason) {
+    std::cerr << "nibble-quantize: " << reason << "\n";
     return 2;
+  };
+  if (const absl::Status status = nibble::ReadSettings(preset, assignments, &options.settings); !status.ok())
+    return refuse(std::string(status.message()));
+  if (list_settings) {
+    std::cout << nibble::DescribeSettings(options.settings);
+    return 0;
   }
+  if (options.model.empty()) return refuse("--model is required");
+  if (options.output.empty()) return refuse("--output is required");
+  if (mode != "bf16" && calibration->count() == 0) return refuse("--calibration is required for --mode " + mode);
 
   // A file size limit is an error with a name (EFBIG), not the end of the process; an interrupt cleans up first.
   std::signal(SIGXFSZ, SIG_IGN);

@@ -84,9 +84,9 @@ class Quantizer {
           absl::StrCat(options_.output, ": is the model itself, must be another directory"));
     }
     if (!Quantizes()) return absl::OkStatus();
-    if (!(options_.eight_bit_share >= 0 && options_.eight_bit_share <= 1)) {
+    if (!(options_.settings.eight_bit_share >= 0 && options_.settings.eight_bit_share <= 1)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("eight-bit share is ", options_.eight_bit_share, ", must be from 0 to 1"));
+          absl::StrCat("eight-bit share is ", options_.settings.eight_bit_share, ", must be from 0 to 1"));
     }
     for (const LinearShape& shape : DecoderLinears(config_)) {
       if (shape.k % kBlock != 0) {
@@ -187,7 +187,7 @@ class Quantizer {
                          }});
       all_blocks += blocks;
     }
-    const int64_t budget = static_cast<int64_t>(std::floor(options_.eight_bit_share * static_cast<double>(all_blocks)));
+    const int64_t budget = static_cast<int64_t>(std::floor(options_.settings.eight_bit_share * static_cast<double>(all_blocks)));
     NIBBLE_ASSIGN_OR_RETURN(const std::vector<int64_t> eight_bit, AllocateEightBitBlocks(bidders, budget));
     for (size_t i = 0; i < inputs.size(); ++i) {
       plans_[i / kLayerInputs][i % kLayerInputs] = PlanInput(inputs[i].importance, inputs[i].segments, eight_bit[i]);

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/model/config.h"
 #include "tools/quantize/calibration.h"
+#include "tools/quantize/settings.h"
 
 namespace nibble {
 
@@ -20,7 +21,7 @@ struct QuantizeOptions {
   Quantization mode = Quantization::kW4A4KV4;
   std::string calibration;  // text file; not read in mode bf16
   bool overwrite = false;
-  double eight_bit_share = 0.17;  // w4a4kv4: at most this share of all 128-blocks codes in 8 bits
+  QuantizeSettings settings;
   int64_t max_shard_bytes = int64_t{4} << 30;
   CalibrationOptions calibration_options;
 };
