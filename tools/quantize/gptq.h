@@ -49,7 +49,7 @@ struct GptqOptions {
 };
 
 struct RoundingReport {
-  double output_error = 0;   // Σ_n d·H·dᵀ of the weights given (before any compensation of coding errors)
+  double output_error = 0;   // Σ_n d·H·dᵀ, d against the weights aimed at (W, or W + W·C·H⁻¹)
   double output_energy = 0;  // Σ_n w·H·wᵀ
   double relative_error() const { return output_energy > 0 ? output_error / output_energy : 0; }
   double damping = 0;        // used at last, relative
@@ -112,6 +112,12 @@ struct RoundingDeviceOptions {
 
 // INVALID_ARGUMENT for an unknown device, UNAVAILABLE when this build or machine has no CUDA.
 absl::StatusOr<std::unique_ptr<RoundingDevice>> CreateRoundingDevice(const RoundingDeviceOptions& options);
+
+// Tensors of the shapes that a linear [N, K] and its plan imply, codes zero.
+LinearTensors EmptyTensors(const DenseLinear& linear, const InputPlan& plan);
+
+// The weights [N, K] that quantized tensors stand for, in channel order.
+std::vector<float> DequantizeLinear(const LinearTensors& tensors);
 
 // Σ_n (w − ŵ)·H·(w − ŵ)ᵀ for weight [N, K] in channel order, tensors as Round returns them, hessian [K, K]: what
 // the search minimises, written down plainly.
