@@ -56,6 +56,7 @@ class QuantizeModelTest : public ::testing::Test {
     options.output = dir_ / "out";
     options.mode = mode;
     options.calibration = dir_ / "text";
+    options.settings = *PresetSettings("fast");
     options.calibration_options = {
         .windows = 6, .min_windows = 4, .window_tokens = 48, .sample_rows = 64, .threads = 2};
     return options;
@@ -113,7 +114,7 @@ TEST_F(QuantizeModelTest, EveryModeMakesACheckpointThatLoadsAtEverySize) {
 TEST_F(QuantizeModelTest, TiedHeadsAndLargeSharesWork) {
   WriteSource({.vocab_size = 4096, .tie_word_embeddings = true});
   QuantizeOptions options = Options(Quantization::kW4A4KV4);
-  options.eight_bit_share = 0.4;
+  options.settings.eight_bit_share = 0.4;
   const auto report = Quantize(options);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_LE(report->eight_bit_blocks, 8);
