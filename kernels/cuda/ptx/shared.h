@@ -18,6 +18,12 @@ __device__ __forceinline__ uint32_t LoadShared32(uint32_t address) {
   return value;
 }
 
+__device__ __forceinline__ uint2 LoadShared64(uint32_t address) {
+  uint2 value;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(address));
+  return value;
+}
+
 __device__ __forceinline__ uint4 LoadShared128(uint32_t address) {
   uint4 value;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
