@@ -15,6 +15,25 @@ __device__ __forceinline__ void MmaF16(float (&c)[4], uint32_t a0, uint32_t a1, 
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same with bf16 operands.
+__device__ __forceinline__ void MmaBF16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                        uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Four 8x8 matrices of 16-bit elements; lane 8m + r names the row r of matrix m, 16 bytes of shared memory. Lane
+// 4g + t receives elements 2t, 2t + 1 of row g of each.
+__device__ __forceinline__ void LoadMatrices(uint32_t row_address, uint32_t& m0, uint32_t& m1, uint32_t& m2,
+                                             uint32_t& m3) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m0), "=r"(m1), "=r"(m2), "=r"(m3)
+               : "r"(row_address)
+               : "memory");
+}
+
 // Transposes an 8x8 matrix of 16-bit elements, a row of which lies in four consecutive lanes.
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t a) {
   uint32_t d;
