@@ -6,37 +6,22 @@
 // The plan (how many rows and outputs a block takes) only decides which block computes an output.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 #include <span>
 
 #include "absl/status/statusor.h"
+#include "kernels/cuda/dense/dense_plan.h"
 #include "kernels/cuda/device.h"
 #include "kernels/ops.h"
 
 namespace nibble::cuda {
 
-inline constexpr int64_t kDensePanelN = 64;  // output features of a panel of the packed weight
-inline constexpr int64_t kDenseStepK = 64;   // input features of a step of the pipeline
-
-// bf16 [ceil(N/64) panels][ceil(K/16)][4 tiles of 16 outputs][32 lanes][8]: the operand A of mma.m16n8k16 as the
-// lanes hold it, so that a lane's fragment is one 16-byte load and a panel's step of 64 k is 8 KB in a row. Lane 4g + c
-// holds outputs g, g+8 (fastest but one: k pairs 2c, 2c+1 of g, of g+8, then 2c+8, 2c+9 of g, of g+8). Outputs past N and
-// k past K are zeros.
+// bf16 [ceil(N/64) panels][ceil(K/16)][4 tiles of 16 outputs][32 lanes][8]: operand A of mma.m16n8k16 as the lanes hold
+// it, so that a lane's fragment is one 16-byte load and a panel's step of 64 k is 8 KB in a row. Lane 4g + c holds
+// outputs g and g + 8 at k = 2c, 2c + 1, then both at 2c + 8, 2c + 9. Outputs past N and k past K are zeros.
 struct DenseWeight : Weight {
   Buffer data;
 };
-
-// How one launch divides [T, N] among blocks.
-struct DensePlan {
-  bool mma = false;       // else the chain of fused multiply-adds
-  int rows = 0;           // rows (tokens) of a block
-  int outputs = 0;        // output features of a block
-  int stages = 0;         // depth of the pipeline over K
-  int threads = 0;
-  int64_t shared_bytes = 0;
-};
-DensePlan PlanDense(int64_t rows, int64_t n, int64_t k, DType in, int multiprocessors);
 
 // Uploads and reorders on the device. RESOURCE_EXHAUSTED with the size when memory runs out. Waits for the stream.
 absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, std::span<const DenseView> parts);

@@ -1,0 +1,36 @@
+// How a dense linear is divided among blocks. Host code without CUDA.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace nibble::cuda {
+
+inline constexpr int64_t kDensePanelN = 64;  // output features of a panel of the packed weight
+inline constexpr int64_t kDenseStepK = 64;   // input features of a step of the pipeline
+
+// How one launch divides [T, N] among blocks. The larger tiles read the weight from DRAM once and from shared memory
+// seldom; the smaller ones do not multiply rows that are not there.
+struct DensePlan {
+  int rows = 0;     // of the input, for one block
+  int outputs = 0;  // output features of a block
+  int threads = 0;
+  int stages = 0;   // depth of the pipeline over K; 0: the chain of fused multiply-adds
+
+  constexpr bool mma() const { return stages > 0; }
+  constexpr int stage_bytes() const { return (outputs + rows) * static_cast<int>(kDenseStepK) * 2; }
+  constexpr int shared_bytes() const { return stages * stage_bytes(); }
+};
+inline constexpr DensePlan kDenseChainPlan = {.rows = 32, .outputs = 32, .threads = 256};
+inline constexpr int kNumDensePlans = 5;
+inline constexpr DensePlan kDensePlans[kNumDensePlans] = {
+    {.rows = 8, .outputs = 64, .threads = 128, .stages = 8},    {.rows = 16, .outputs = 64, .threads = 128, .stages = 7},
+    {.rows = 32, .outputs = 128, .threads = 128, .stages = 4},  {.rows = 64, .outputs = 128, .threads = 128, .stages = 4},
+    {.rows = 128, .outputs = 128, .threads = 256, .stages = 3},
+};
+
+// The plan for `rows` rows of type `in`. Which arithmetic it uses depends on k and `in` alone.
+DensePlan PlanDense(int64_t rows, int64_t k, DType in);
+
+}  // namespace nibble::cuda
