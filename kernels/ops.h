@@ -105,7 +105,7 @@ struct QuantizeArgs {
   LinearInput* out = nullptr;        // rows, k and buffers set by the caller
 };
 
-// residual += delta (rounded to residual.dtype); y = residual · rsqrt(mean(residual²) + eps) · weight; out = coded y.
+// residual += delta (rounded to residual.dtype); y = (residual · weight) · rsqrt(mean(residual²) + eps); out = coded y.
 struct AddNormQuantizeArgs {
   Rows residual;                     // [T, H], updated in place
   const Rows* delta = nullptr;       // [T, H] or null

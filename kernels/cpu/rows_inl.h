@@ -1,13 +1,40 @@
 // Operators that work row by row: residual + norm, SiLU · up, Hadamard, permutation and coding of a linear's input.
-// A row lives in scratch as f32, padded with zeros to whole vectors, so that every reduction is sixteen lanes and one
-// tree whatever its length.
+// A row lives in scratch as f32, padded with zeros to whole blocks, so that every sum is taken in the one order of
+// BlockSum whatever the row's length.
 #pragma once
 
 #include "kernels/cpu/math_inl.h"
 
 namespace nibble::NIBBLE_ISA {
 
-inline int64_t PaddedFloats(int64_t n) { return CeilDiv(n, kLanes) * kLanes; }
+inline int64_t PaddedFloats(int64_t n) { return CeilDiv(n, kBlock) * kBlock; }
+// A row's two buffers and what LoadOctets reads past the end of the second.
+inline float* ReserveRows(Scratch* scratch, int64_t n) {
+  return static_cast<float*>(scratch->Reserve((2 * PaddedFloats(n) + kLanes) * sizeof(float)));
+}
+
+// Lane j of octets[w] = x[8 j + w]: the order in which a block of 128 is summed. Each of sixteen lanes takes eight
+// neighbouring channels one after the other, and ReduceAdd's tree joins the lanes. A GPU thread can load eight
+// neighbours at once, so it can follow this order, which it could not if neighbours went to different lanes.
+inline constexpr int kOctet = static_cast<int>(kBlock) / kLanes;
+inline void LoadOctets(const float* x, Vec octets[kOctet]) {
+  IVec words[kLanes];  // the upper eight are the neighbours' and not used
+  TransposeWords(reinterpret_cast<const uint8_t*>(x), kOctet * sizeof(float), words);
+  for (int w = 0; w < kOctet; ++w) octets[w] = FromBits(words[w]);
+}
+
+// Σ x² over a padded row: of each block in the order of LoadOctets; then lane b % 16 adds the sums of blocks b, in
+// order, and the lanes are joined by the same tree.
+inline float SumOfSquares(const float* x, int64_t padded) {
+  float lanes[kLanes] = {};
+  for (int64_t b = 0; b < padded / kBlock; ++b) {
+    Vec octets[kOctet], squares = Vec::Zero();
+    LoadOctets(x + b * kBlock, octets);
+    for (const Vec v : octets) squares = Fma(v, v, squares);
+    lanes[b % kLanes] += ReduceAdd(squares);
+  }
+  return ReduceAdd(Vec::Load(lanes));
+}
 
 // Columns [begin, begin + count) of a row, as f32, zero-padded.
 inline void LoadRow(const Rows& rows, int64_t row, int64_t begin, int64_t count, float* to) {
@@ -62,38 +89,49 @@ inline float MaxMagnitude(float a, float b) {
   return std::bit_cast<uint32_t>(a) > std::bit_cast<uint32_t>(b) ? a : b;  // both non-negative or NaN
 }
 
-// 128 values in units of the row's scale to int8 codes: round(u / 2^e) clamped to ±limit, times 2^e. Returns the
-// squared error in the same units; codes may be null.
-inline float CodeBlock(const float* u, int exponent, float limit, int8_t* codes, int32_t* sum) {
-  const float step = static_cast<float>(1 << exponent);
-  const Vec up = Vec::Set(step), down = Vec::Set(1.0f / step);  // powers of two: both products are exact
+// Values in units of the row's scale, coded with an exponent: round(u / 2^e) clamped to ±limit, times 2^e.
+struct BlockCode {
+  BlockCode(int exponent, float most)
+      : up(Vec::Set(static_cast<float>(1 << exponent))),
+        down(Vec::Set(1.0f / static_cast<float>(1 << exponent))),  // powers of two: both products are exact
+        limit(Vec::Set(most)) {}
+  Vec operator()(Vec u) const {
+    return Min(limit, Max(RoundEven(u * down), Vec::Zero() - limit)) * up;
+  }
+
+  Vec up, down, limit;
+};
+
+inline float SquaredError(const Vec u[kOctet], const BlockCode& code) {
   Vec error = Vec::Zero();
+  for (int w = 0; w < kOctet; ++w) {
+    const Vec difference = u[w] - code(u[w]);
+    error = Fma(difference, difference, error);
+  }
+  return ReduceAdd(error);
+}
+
+// Writes the codes of a block and returns their sum.
+inline int32_t CodeBlock(const float* u, const BlockCode& code, int8_t* codes) {
   IVec total = IVec::Zero();
   for (int64_t i = 0; i < kBlock; i += kLanes) {
-    const Vec x = Vec::Load(u + i);
-    const Vec rounded = Min(Vec::Set(limit), Max(RoundEven(x * down), Vec::Set(-limit)));
-    const Vec value = rounded * up;
-    const Vec difference = x - value;
-    error = Fma(difference, difference, error);
-    if (codes != nullptr) {
-      const IVec code = ToInt(value);
-      code.StoreI8(codes + i);
-      total = total + code;
-    }
+    const IVec values = ToInt(code(Vec::Load(u + i)));
+    values.StoreI8(codes + i);
+    total = total + values;
   }
-  if (codes != nullptr) *sum += ReduceAdd(total);
-  return ReduceAdd(error);
+  return ReduceAdd(total);
 }
 
 // The exponent of a 4-bit block (docs/numerics.md): the smallest e with max <= 7 · 2^e, or e - 1, which saturates the
 // largest values but rounds the others finer. Equal errors keep e.
-inline int ChooseExponent(const float* u, float u_max) {
+inline int ChooseExponent(const float* u) {
+  const float u_max = BlockMax(u);
   int e = 0;
   while (e < 4 && u_max > 7.0f * static_cast<float>(1 << e)) ++e;
   if (e == 0) return 0;
-  const float error = CodeBlock(u, e, 7.0f, nullptr, nullptr);
-  const float finer_error = CodeBlock(u, e - 1, 7.0f, nullptr, nullptr);
-  return finer_error < error ? e - 1 : e;
+  Vec octets[kOctet];
+  LoadOctets(u, octets);
+  return SquaredError(octets, BlockCode(e - 1, 7.0f)) < SquaredError(octets, BlockCode(e, 7.0f)) ? e - 1 : e;
 }
 
 // Writes row `row` of the next linear's input from x [K, padded]; `spare` holds as many floats.
@@ -125,10 +163,10 @@ inline void CodeRow(float* x, float* spare, const InputCoding& coding, const Lin
       const float* u = x + b * kBlock;
       int exponent = 0;
       if (coding.block_bits[b] == 8) {
-        CodeBlock(u, 0, 127.0f, codes + b * kBlock, &sum);
+        sum += CodeBlock(u, BlockCode(0, 127.0f), codes + b * kBlock);
       } else {
-        exponent = ChooseExponent(u, BlockMax(u));
-        CodeBlock(u, exponent, 7.0f, codes + b * kBlock, &sum);
+        exponent = ChooseExponent(u);
+        sum += CodeBlock(u, BlockCode(exponent, 7.0f), codes + b * kBlock);
       }
       if (exponents != nullptr) exponents[b] = static_cast<uint8_t>(exponent);
     }
@@ -167,7 +205,7 @@ void AddDelta(const AddNormQuantizeArgs& args, int64_t row) {
 
 void AddNorm(const AddNormQuantizeArgs& args, int64_t row, Scratch* scratch) {
   const int64_t h = args.residual.cols, padded = PaddedFloats(h);
-  float* x = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  float* x = ReserveRows(scratch, h);
   float* spare = x + padded;
   int64_t from = row;
   if (args.row_index != nullptr) {
@@ -176,31 +214,26 @@ void AddNorm(const AddNormQuantizeArgs& args, int64_t row, Scratch* scratch) {
                  "row_index " + std::to_string(from) + " of " + std::to_string(args.residual.rows) + " rows");
   }
   LoadRow(args.residual, from, 0, h, x);
-  Vec squares = Vec::Zero();
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vec v = Vec::Load(x + i);
-    squares = Fma(v, v, squares);
-  }
-  const float mean = ReduceAdd(squares) / static_cast<float>(h);
+  const float mean = SumOfSquares(x, padded) / static_cast<float>(h);
   const float inverse = 1.0f / std::sqrt(mean + args.eps);
   int64_t i = 0;
   for (; i + kLanes <= h; i += kLanes) {
-    (Vec::Load(x + i) * Vec::Set(inverse) * Vec::LoadBF16(args.weight + i)).Store(x + i);
+    (Vec::Load(x + i) * Vec::LoadBF16(args.weight + i) * Vec::Set(inverse)).Store(x + i);
   }
-  for (; i < h; ++i) x[i] = x[i] * inverse * ToFloat(args.weight[i]);
+  for (; i < h; ++i) x[i] = x[i] * ToFloat(args.weight[i]) * inverse;
   CodeRow(x, spare, *args.coding, *args.out, row);
 }
 
 void QuantizeRow(const QuantizeArgs& args, int64_t row, Scratch* scratch) {
   const int64_t padded = PaddedFloats(args.in.cols);
-  float* x = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  float* x = ReserveRows(scratch, args.in.cols);
   LoadRow(args.in, row, 0, args.in.cols, x);
   CodeRow(x, x + padded, *args.coding, *args.out, row);
 }
 
 void SiluMul(const SiluMulQuantizeArgs& args, int64_t row, Scratch* scratch) {
   const int64_t f = args.gate_up.cols / 2, padded = PaddedFloats(f);
-  float* gate = static_cast<float*>(scratch->Reserve(2 * padded * sizeof(float)));
+  float* gate = ReserveRows(scratch, f);
   float* up = gate + padded;
   LoadRow(args.gate_up, row, 0, f, gate);
   LoadRow(args.gate_up, row, f, f, up);
