@@ -52,6 +52,19 @@ __device__ __forceinline__ bool MbarrierTryWait(uint32_t barrier, uint32_t parit
   return done != 0;
 }
 
+// As MbarrierWait, and sees what threads of other blocks of the cluster wrote before they arrived.
+__device__ __forceinline__ void MbarrierWaitCluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "AGAIN:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra AGAIN;\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
 __device__ __forceinline__ void MbarrierWait(uint32_t barrier, uint32_t parity) {
   while (!MbarrierTryWait(barrier, parity)) {
   }

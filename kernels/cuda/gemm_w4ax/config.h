@@ -1,0 +1,90 @@
+// The compiled forms of the W4Ax kernel, as data: plan.cc chooses among them, kernel.cuh is compiled once for each.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#ifdef __CUDACC__
+#define NIBBLE_HOST_DEVICE __host__ __device__
+#else
+#define NIBBLE_HOST_DEVICE
+#endif
+
+namespace nibble::cuda {
+
+inline constexpr int kRowBlock = 64;          // weight rows of a block: what one warpgroup multiplies at a time
+inline constexpr int kDepthBlock = 128;       // K of a block: one weight group
+inline constexpr int kW4AxBlockBytes = 4224;  // one block of weights in device order, see layout.h
+inline constexpr int kConsumers = 2;          // warpgroups that multiply; a third one copies
+
+// A thread block computes tiles of `rows()` weight rows × `tokens` tokens. Its two consumer warpgroups either take
+// different rows (each `blocks` row blocks), or, with shares_depth, the same 64 rows and every other depth block, and
+// add their sums at the end. With cluster == 2 two thread blocks take one half of K each and add their sums.
+struct GemmConfig {
+  std::string_view name;
+  int tokens;             // 16, 32, 64, 128, 256
+  int blocks;             // row blocks of a warpgroup
+  bool shares_depth;
+  int cluster;            // thread blocks that share K
+  int residents;          // thread blocks per multiprocessor that shared memory and registers are cut for
+  int weight_stages;      // steps of weights in flight,
+  int activation_stages;  // and of activations, at most as many
+
+  NIBBLE_HOST_DEVICE constexpr int row_blocks() const { return shares_depth ? 1 : kConsumers * blocks; }
+  NIBBLE_HOST_DEVICE constexpr int rows() const { return kRowBlock * row_blocks(); }
+  // A step of the pipeline.
+  NIBBLE_HOST_DEVICE constexpr int depth_blocks() const { return shares_depth ? kConsumers : 1; }
+  NIBBLE_HOST_DEVICE constexpr int step_blocks() const { return kConsumers * blocks; }  // weight blocks, whichever way they lie
+  NIBBLE_HOST_DEVICE constexpr int weight_bytes() const { return step_blocks() * kW4AxBlockBytes; }
+  NIBBLE_HOST_DEVICE constexpr int activation_bytes() const { return depth_blocks() * tokens * kDepthBlock; }
+
+  // Sums of a thread, and how many of them pass to a peer at a time.
+  NIBBLE_HOST_DEVICE constexpr int sums() const { return blocks * tokens / 2; }
+  NIBBLE_HOST_DEVICE constexpr bool exchanges() const { return shares_depth || cluster > 1; }
+  NIBBLE_HOST_DEVICE constexpr int exchange_sums() const {
+    const int most = residents > 1 ? 32 : 64;
+    return sums() < most ? sums() : most;
+  }
+  NIBBLE_HOST_DEVICE constexpr int exchange_bytes() const { return exchanges() ? exchange_sums() * 128 * 4 : 0; }
+
+  // Shared memory, in this order.
+  NIBBLE_HOST_DEVICE constexpr int exchange_at() const { return activation_stages * activation_bytes(); }
+  NIBBLE_HOST_DEVICE constexpr int weights_at() const { return exchange_at() + exchange_bytes(); }
+  NIBBLE_HOST_DEVICE constexpr int staging_at() const { return weights_at() + weight_stages * weight_bytes(); }
+  NIBBLE_HOST_DEVICE constexpr int vectors_at() const { return staging_at() + kConsumers * 4 * 1024; }
+  NIBBLE_HOST_DEVICE constexpr int vector_floats() const { return 2 * tokens + 2 * blocks * kRowBlock; }  // of one warpgroup
+  NIBBLE_HOST_DEVICE constexpr int barriers_at() const { return vectors_at() + kConsumers * vector_floats() * 4; }
+  NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + (2 * weight_stages + 2) * 8 + 16; }
+};
+
+inline constexpr int kMaxSharedBytes = 232448;      // of a block on sm_90
+inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks share a multiprocessor
+
+inline constexpr GemmConfig kGemmConfigs[] = {
+    // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages
+    {"d16", 16, 1, true, 1, 2, 8, 6},      {"d32", 32, 1, true, 1, 2, 7, 4},
+    {"d64", 64, 1, true, 1, 2, 4, 3},      {"r64", 64, 1, false, 1, 2, 8, 4},
+    {"c64", 64, 1, false, 2, 2, 6, 4},     {"w64", 64, 2, false, 1, 1, 8, 6},
+    {"r128", 128, 1, false, 1, 1, 9, 6},   {"c128", 128, 1, false, 2, 1, 9, 6},
+    {"d128", 128, 1, true, 1, 1, 6, 4},    {"w128", 128, 2, false, 1, 1, 7, 5},
+    {"r256", 256, 1, false, 1, 1, 5, 4},   {"c256", 256, 1, false, 2, 1, 5, 4},
+};
+inline constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
+
+constexpr int GemmConfigIndex(std::string_view name) {
+  for (int i = 0; i < kNumGemmConfigs; ++i) {
+    if (kGemmConfigs[i].name == name) return i;
+  }
+  return -1;
+}
+
+constexpr bool GemmConfigsFit() {
+  for (const GemmConfig& c : kGemmConfigs) {
+    if (c.shared_bytes() > (c.residents > 1 ? kHalfSharedBytes : kMaxSharedBytes)) return false;
+    if (c.activation_stages > c.weight_stages || (c.shares_depth && (c.blocks != 1 || c.cluster != 1))) return false;
+  }
+  return true;
+}
+static_assert(GemmConfigsFit());
+
+}  // namespace nibble::cuda

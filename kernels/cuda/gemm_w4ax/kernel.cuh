@@ -1,0 +1,458 @@
+// The W4Ax kernel. One warpgroup copies: its first warp weights, its second activations, both through one ring of
+// steps. Two warpgroups multiply: they unpack weights in registers, as operand A of wgmma, and read activations, its
+// operand B, from shared memory. docs/kernels-gemm.md draws it.
+//
+// Registers are shared out again after the launch (setmaxnreg): the copying warps give theirs to the others. The sums
+// of both sides must be what the launch allocated, or the kernel never starts.
+#pragma once
+
+#include "kernels/cuda/gemm_w4ax/epilogue.cuh"
+#include "kernels/cuda/gemm_w4ax/kernel.h"
+#include "kernels/cuda/ptx/bulk_copy.h"
+#include "kernels/cuda/ptx/cluster.h"
+#include "kernels/cuda/ptx/copy_async.h"
+#include "kernels/cuda/ptx/launch.h"
+#include "kernels/cuda/ptx/mbarrier.h"
+#include "kernels/cuda/ptx/shared.h"
+#include "kernels/cuda/ptx/tma.h"
+#include "kernels/cuda/ptx/wgmma.h"
+
+namespace nibble::cuda::gemm {
+
+inline constexpr int kThreads = 128 * (kConsumers + 1);
+
+__device__ __forceinline__ void WarpgroupSync(int warpgroup) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
+}
+
+// A place in a ring of kStages steps, with the parity of its current round.
+template <int kStages>
+struct RingPosition {
+  uint32_t stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <int kIndex>
+struct Block {
+  static constexpr GemmConfig kConfig = kGemmConfigs[kIndex];
+  static constexpr int kTokens = kConfig.tokens;
+  static constexpr int kWeightStages = kConfig.weight_stages;
+  static constexpr int kActivationStages = kConfig.activation_stages;
+  using WeightRing = RingPosition<kWeightStages>;
+  using ActivationRing = RingPosition<kActivationStages>;
+
+  const GemmParams& p;
+  uint8_t* shared;
+  uint32_t base;      // its shared address
+  uint32_t full;      // barriers [kWeightStages]: a step's weights and activations are there
+  uint32_t empty;     // [kWeightStages]: both warpgroups are done with them
+  uint32_t sum_full;  // a peer's sums are in the exchange buffer
+  uint32_t sum_empty; // the peer has taken this block's sums
+  uint32_t rank;      // in the cluster
+  int worker;
+
+  __device__ __forceinline__ Block(const GemmParams& params, uint8_t* memory) : p(params), shared(memory) {
+    base = SharedAddress(memory);
+    full = base + kConfig.barriers_at();
+    empty = full + 8 * kWeightStages;
+    sum_full = empty + 8 * kWeightStages;
+    sum_empty = sum_full + 8;
+    rank = kConfig.cluster > 1 ? ClusterRank() : 0;
+    worker = blockIdx.x / kConfig.cluster;
+  }
+
+  __device__ __forceinline__ void InitBarriers() const {
+    for (int i = 0; i < kWeightStages; ++i) {
+      MbarrierInit(full + 8 * i, 2);                 // the two copying warps
+      MbarrierInit(empty + 8 * i, 4 * kConsumers);   // every multiplying warp
+    }
+    MbarrierInit(sum_full, 4);
+    MbarrierInit(sum_empty, 4);
+    MbarrierInitFence();
+  }
+
+  // This block's part of an item's steps.
+  __device__ __forceinline__ int Begin(const WorkItem& item) const {
+    return rank == 0 ? item.begin : item.begin + (item.end - item.begin) / 2;
+  }
+  __device__ __forceinline__ int End(const WorkItem& item) const {
+    return kConfig.cluster == 1 || rank == 1 ? item.end : item.begin + (item.end - item.begin) / 2;
+  }
+
+  // ---- copying -----------------------------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void CopyWeights() const {
+    const uint64_t policy = p.weights_once ? L2EvictFirst() : L2EvictNormal();
+    Schedule schedule(p.split, worker);
+    WorkItem item;
+    WeightRing at;
+    bool first_round = true;
+    while (schedule.Next(p.split, &item)) {
+      const int end = End(item);
+      for (int step = Begin(item); step < end; ++step) {
+        if (!first_round) MbarrierWait(empty + 8 * at.stage, at.parity ^ 1);
+        const uint32_t to = base + kConfig.weights_at() + at.stage * kConfig.weight_bytes();
+        const uint32_t barrier = full + 8 * at.stage;
+        const int first = item.row_block * p.depth_blocks + step * kConfig.depth_blocks();
+        const uint8_t* from = p.weights + int64_t{first} * kW4AxBlockBytes;
+        if constexpr (kConfig.shares_depth) {
+          MbarrierArriveExpect(barrier, kConfig.weight_bytes());
+          BulkCopy(to, from, kConfig.weight_bytes(), barrier, policy);
+        } else {
+          MbarrierArriveExpect(barrier, item.blocks * kW4AxBlockBytes);
+#pragma unroll
+          for (int i = 0; i < kConfig.row_blocks(); ++i) {
+            if (i >= item.blocks) break;
+            BulkCopy(to + i * kW4AxBlockBytes, from + int64_t{i} * p.depth_blocks * kW4AxBlockBytes, kW4AxBlockBytes,
+                     barrier, policy);
+          }
+        }
+        at.Advance();
+        if (at.stage == 0) first_round = false;
+      }
+    }
+  }
+
+  __device__ __forceinline__ void CopyActivations(const CUtensorMap* map) const {
+    Schedule schedule(p.split, worker);
+    WorkItem item;
+    WeightRing at;         // whose barrier announces the step
+    ActivationRing slot;
+    WeightRing freed;      // the step that had the slot before
+    bool first_round = true;
+    while (schedule.Next(p.split, &item)) {
+      const int end = End(item);
+      for (int step = Begin(item); step < end; ++step) {
+        if (!first_round) {
+          MbarrierWait(empty + 8 * freed.stage, freed.parity);
+          freed.Advance();
+        }
+        const uint32_t to = base + slot.stage * kConfig.activation_bytes();
+        const uint32_t barrier = full + 8 * at.stage;
+        MbarrierArriveExpect(barrier, kConfig.activation_bytes());
+#pragma unroll
+        for (int i = 0; i < kConfig.depth_blocks(); ++i) {
+          TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock,
+                    item.token_tile * kTokens, barrier);
+        }
+        at.Advance();
+        slot.Advance();
+        if (slot.stage == 0) first_round = false;
+      }
+    }
+  }
+
+  // ---- multiplying -------------------------------------------------------------------------------------------------
+
+  struct Consumer {
+    int warpgroup, thread, warp, lane;
+    WeightRing ring;
+    ActivationRing slot;
+    uint32_t sums_passed = 0;  // through the exchange buffer
+  };
+
+  __device__ __forceinline__ void Release(const Consumer& c, uint32_t stage) const {
+    if (c.lane == 0) MbarrierArrive(empty + 8 * stage);
+  }
+
+  __device__ __forceinline__ Vectors VectorsOf(int warpgroup) const {
+    const float* v = reinterpret_cast<const float*>(shared + kConfig.vectors_at()) + warpgroup * kConfig.vector_floats();
+    return {v, reinterpret_cast<const int32_t*>(v + kTokens), v + 2 * kTokens,
+            v + 2 * kTokens + kConfig.blocks * kRowBlock};
+  }
+
+  // Starts fetching what the epilogue of an item needs.
+  __device__ __forceinline__ void FetchVectors(const Consumer& c, int blocks, int channel, int token) const {
+    WarpgroupSync(c.warpgroup);  // the previous epilogue has read its own
+    const Vectors v = VectorsOf(c.warpgroup);
+#pragma unroll
+    for (int i = c.thread; i < kTokens; i += 128) {
+      const bool valid = token + i < p.rows;
+      CopyAsync4(SharedAddress(v.token_scale + i), p.token_scale + (valid ? token + i : 0), valid);
+      CopyAsync4(SharedAddress(v.code_sum + i), p.code_sums + (valid ? token + i : 0), valid);
+    }
+    for (int i = c.thread; i < blocks * kRowBlock; i += 128) {
+      const bool valid = channel + i < p.n;
+      CopyAsync4(SharedAddress(v.channel_scale + i), p.channel_scale + (valid ? channel + i : 0), valid);
+      if (p.bias != nullptr) CopyAsync4(SharedAddress(v.bias + i), p.bias + (valid ? channel + i : 0), valid);
+    }
+  }
+
+  // Four codes of a weight row, in the low nibbles, as w8 + 128.
+  static __device__ __forceinline__ uint32_t Unpack(uint32_t codes, uint32_t scale, uint32_t minimum) {
+    return (codes & 0x0f0f0f0fu) * scale + minimum;
+  }
+
+  // Sums of kBlocks row blocks over this block's steps of the item. Each row block's four steps of 32 run back to back
+  // on one accumulator; operand registers are rewritten once the wgmma that reads them, one round before, is done.
+  template <int kBlocks>
+  __device__ __forceinline__ void Multiply(Consumer& c, int steps, int first_block, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    // In a block: the word of scales and minima (each + 128) of rows g and g + 8 of a warp.
+    const uint32_t scale_at = 4096 + (c.warp * 8 + (c.lane >> 2)) * 4 - c.thread * 16;
+    const uint32_t weights = base + kConfig.weights_at() + first_block * kW4AxBlockBytes + c.thread * 16;
+    const uint32_t activations = base + (kConfig.shares_depth ? c.warpgroup * kTokens * kDepthBlock : 0);
+    uint32_t a[kBlocks][4][4];
+    uint32_t previous = 0;
+    for (int step = 0; step < steps; ++step) {
+      MbarrierWait(full + 8 * c.ring.stage, c.ring.parity);
+      uint4 low[kBlocks], high[kBlocks];
+      uint32_t word[kBlocks];
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint32_t at = weights + c.ring.stage * kConfig.weight_bytes() + b * kW4AxBlockBytes;
+        word[b] = LoadShared32(at + scale_at);
+        low[b] = LoadShared128(at);
+        high[b] = LoadShared128(at + 2048);
+      }
+      const uint64_t descriptor = WgmmaDescriptor(activations + c.slot.stage * kConfig.activation_bytes());
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint32_t scale0 = word[b] & 255, scale1 = __byte_perm(word[b], 0, 0x4441);
+        const uint32_t minimum0 = __byte_perm(word[b], 0, 0x2222), minimum1 = __byte_perm(word[b], 0, 0x3333);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          WgmmaWait<4 * kBlocks - 1>();
+          if (b == kBlocks - 1 && j == 3 && step > 0) Release(c, previous);
+          const uint4& half = j < 2 ? low[b] : high[b];
+          const uint32_t x = j % 2 == 0 ? half.x : half.z, y = j % 2 == 0 ? half.y : half.w;
+          a[b][j][0] = Unpack(x, scale0, minimum0);
+          a[b][j][1] = Unpack(y, scale1, minimum1);
+          a[b][j][2] = Unpack(x >> 4, scale0, minimum0);
+          a[b][j][3] = Unpack(y >> 4, scale1, minimum1);
+          WgmmaFence();
+          WgmmaU8S8<kTokens>::Run(sums[b], a[b][j], descriptor + 2 * j, j > 0 || step > 0);
+          WgmmaCommit();
+        }
+      }
+      previous = c.ring.stage;
+      c.ring.Advance();
+      c.slot.Advance();
+    }
+    WgmmaWait<0>();
+    if (steps > 0) Release(c, previous);
+  }
+
+  // Adds the sums of two warpgroups that share K, in one block or in two of a cluster: one takes the other's.
+  template <int kBlocks>
+  __device__ __forceinline__ void AddPeer(Consumer& c, bool takes, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    constexpr int kSums = kBlocks * kTokens / 2;
+    constexpr int kChunk = kConfig.exchange_sums() < kSums ? kConfig.exchange_sums() : kSums;
+    const uint32_t peer = kConfig.shares_depth ? rank : rank ^ 1;
+    int32_t* flat = &sums[0][0];
+#pragma unroll
+    for (int chunk = 0; chunk < kSums; chunk += kChunk) {
+      const uint32_t buffer = base + kConfig.exchange_at() + c.thread * 16;
+      const uint32_t parity = c.sums_passed & 1;
+      ++c.sums_passed;
+      if (takes) {
+        MbarrierWaitCluster(sum_full, parity);
+#pragma unroll
+        for (int i = 0; i < kChunk; i += 4) {
+          const uint4 four = LoadShared128(buffer + i * 512);
+          flat[chunk + i] += static_cast<int32_t>(four.x);
+          flat[chunk + i + 1] += static_cast<int32_t>(four.y);
+          flat[chunk + i + 2] += static_cast<int32_t>(four.z);
+          flat[chunk + i + 3] += static_cast<int32_t>(four.w);
+        }
+        __syncwarp();
+        if (c.lane == 0) MbarrierArriveRemote(sum_empty, peer);
+      } else {
+        if (c.sums_passed > 1) MbarrierWaitCluster(sum_empty, parity ^ 1);
+        const uint32_t remote = ClusterAddress(buffer, peer);
+#pragma unroll
+        for (int i = 0; i < kChunk; i += 4) {
+          StoreCluster128(remote + i * 512, make_int4(flat[chunk + i], flat[chunk + i + 1], flat[chunk + i + 2],
+                                                      flat[chunk + i + 3]));
+        }
+        __syncwarp();
+        if (c.lane == 0) MbarrierArriveRemote(sum_full, peer);
+      }
+    }
+  }
+
+  // Adds the sums of the workers that share a tile of the stream. Whoever comes last has the whole; the others leave
+  // their sums in memory. True for the last.
+  template <int kBlocks>
+  __device__ __forceinline__ bool AddWorkers(Consumer& c, const WorkItem& item, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    const int stream = p.split.stream_steps(), begin = item.stream * p.split.steps;
+    const int first = PartOf(stream, p.split.workers, begin);
+    const int last = PartOf(stream, p.split.workers, begin + p.split.steps - 1);
+    const int others = last - first;
+    // A worker opens at most one tile that others finish, so the opener's number names the tile.
+    int32_t* arrived = p.arrivals + kConsumers * first + c.warpgroup;
+    int32_t* before = reinterpret_cast<int32_t*>(shared + kConfig.barriers_at() + (2 * kWeightStages + 2) * 8) + c.warpgroup;
+    // A worker stores at most two parts of tiles: of the one it opens and of the one it continues.
+    auto part = [&](int owner) {
+      const int64_t slot = (2 * owner + (owner == first ? 1 : 0)) * kConsumers + c.warpgroup;
+      return reinterpret_cast<int4*>(p.partials + slot * (kConfig.sums() * 128)) + c.thread;
+    };
+    int32_t* flat = &sums[0][0];
+    constexpr int kSums = kBlocks * kTokens / 2;
+    if (c.thread == 0) {
+      int32_t count;
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(arrived) : "memory");
+      *before = count;
+    }
+    WarpgroupSync(c.warpgroup);
+    int count = *before;
+    WarpgroupSync(c.warpgroup);
+    if (count != others) {
+      int4* to = part(worker);
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        __stcg(to + i / 4 * 128, make_int4(flat[i], flat[i + 1], flat[i + 2], flat[i + 3]));
+      }
+      __threadfence();
+      WarpgroupSync(c.warpgroup);
+      if (c.thread == 0) *before = atomicAdd(arrived, 1);
+      WarpgroupSync(c.warpgroup);
+      count = *before;
+      WarpgroupSync(c.warpgroup);
+      if (count != others) return false;
+    }
+    __threadfence();
+    for (int owner = first; owner <= last; ++owner) {
+      if (owner == worker) continue;
+      const int4* from = part(owner);
+#pragma unroll
+      for (int i = 0; i < kSums; i += 4) {
+        const int4 four = __ldcg(from + i / 4 * 128);
+        flat[i] += four.x;
+        flat[i + 1] += four.y;
+        flat[i + 2] += four.z;
+        flat[i + 3] += four.w;
+      }
+    }
+    if (c.thread == 0) *arrived = 0;
+    return true;
+  }
+
+  template <int kBlocks>
+  __device__ __forceinline__ void Compute(Consumer& c, const WorkItem& item, int first_block) const {
+    const int channel = (item.row_block + (kConfig.shares_depth ? 0 : first_block)) * kRowBlock;
+    const int token = item.token_tile * kTokens;
+    // Only who ends up with the sums stores them.
+    const bool takes = kConfig.shares_depth ? c.warpgroup == 0
+                                            : kConfig.cluster == 1 || c.warpgroup == static_cast<int>(rank);
+    if (takes) FetchVectors(c, kBlocks, channel, token);
+    int32_t sums[kBlocks][kTokens / 2];
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) sums[b][i] = 0;
+    }
+    Multiply<kBlocks>(c, End(item) - Begin(item), first_block, sums);
+    if constexpr (kConfig.exchanges()) {
+      AddPeer<kBlocks>(c, takes, sums);
+      if (!takes) return;
+    }
+    if (item.end - item.begin != p.split.steps && !AddWorkers<kBlocks>(c, item, sums)) return;
+    CopyAsyncWaitAll();
+    WarpgroupSync(c.warpgroup);
+    const Vectors vectors = VectorsOf(c.warpgroup);
+    const uint32_t staging = base + kConfig.staging_at() + (c.warpgroup * 4 + c.warp) * 1024;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      StoreBlock<kTokens>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, staging, c.warp);
+    }
+  }
+
+  __device__ __forceinline__ void Consume() const {
+    Consumer c;
+    c.warpgroup = threadIdx.x / 128;
+    c.thread = threadIdx.x % 128;
+    c.warp = c.thread / 32;
+    c.lane = c.thread % 32;
+    Schedule schedule(p.split, worker);
+    WorkItem item;
+    while (schedule.Next(p.split, &item)) {
+      if constexpr (kConfig.shares_depth) {
+        Compute<1>(c, item, c.warpgroup);
+        continue;
+      }
+      // A tile with fewer blocks than the configuration has is shared evenly.
+      const int first_block = c.warpgroup == 0 ? 0 : (item.blocks + 1) / 2;
+      const int blocks = c.warpgroup == 0 ? (item.blocks + 1) / 2 : item.blocks / 2;
+      if (blocks == kConfig.blocks) {
+        Compute<kConfig.blocks>(c, item, first_block);
+      } else if (kConfig.blocks > 1 && blocks == 1) {
+        Compute<1>(c, item, first_block);
+      } else {
+        for (int step = Begin(item); step < End(item); ++step) {
+          MbarrierWait(full + 8 * c.ring.stage, c.ring.parity);
+          Release(c, c.ring.stage);
+          c.ring.Advance();
+          c.slot.Advance();
+        }
+      }
+    }
+  }
+};
+
+template <int kIndex>
+__global__ void __launch_bounds__(kThreads, kGemmConfigs[kIndex].residents)
+    W4AxGemm(const __grid_constant__ CUtensorMap activations, const __grid_constant__ GemmParams p) {
+  constexpr GemmConfig kConfig = kGemmConfigs[kIndex];
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const Block<kIndex> block(p, shared);
+  if (threadIdx.x == 0) {
+    if (block.base % 1024 != 0) __trap();
+    block.InitBarriers();
+  }
+  if constexpr (kConfig.cluster > 1) {
+    ClusterSync();
+  } else {
+    __syncthreads();
+  }
+  GridDependencyLaunch();
+  const int warp = threadIdx.x / 32;
+  if (warp >= 4 * kConsumers) {
+    if constexpr (kConfig.residents > 1) {
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    } else {
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    }
+    if (warp == 4 * kConsumers && threadIdx.x % 32 == 0) {
+      int64_t cycles = clock64(), nanoseconds;
+      asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+      block.CopyWeights();
+      if (p.clock != nullptr && blockIdx.x == 0) {
+        int64_t end;
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(end));
+        p.clock[0] = clock64() - cycles;
+        p.clock[1] = end - nanoseconds;
+      }
+    } else if (warp == 4 * kConsumers + 1 && threadIdx.x % 32 == 0) {
+      TmaPrefetchDescriptor(&activations);
+      GridDependencyWait();
+      block.CopyActivations(&activations);
+    }
+    __syncwarp();
+  } else {
+    if constexpr (kConfig.residents > 1) {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
+    } else {
+      asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    }
+    GridDependencyWait();
+    block.Consume();
+  }
+  if constexpr (kConfig.cluster > 1) ClusterSync();  // no block leaves while its peer still writes to it
+}
+
+}  // namespace nibble::cuda::gemm
+
+namespace nibble::cuda {
+
+template <int kIndex>
+const void* GemmKernelOf() {
+  return reinterpret_cast<const void*>(&gemm::W4AxGemm<kIndex>);
+}
+
+}  // namespace nibble::cuda

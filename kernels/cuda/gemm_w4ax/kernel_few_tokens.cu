@@ -1,0 +1,9 @@
+#include "kernels/cuda/gemm_w4ax/kernel.cuh"
+
+namespace nibble::cuda {
+
+template const void* GemmKernelOf<GemmConfigIndex("d16")>();
+template const void* GemmKernelOf<GemmConfigIndex("d32")>();
+template const void* GemmKernelOf<GemmConfigIndex("d64")>();
+
+}  // namespace nibble::cuda
