@@ -292,16 +292,8 @@ LinearTensors EmptyTensors(const DenseLinear& linear, const InputPlan& plan) {
   return out;
 }
 
-absl::StatusOr<std::unique_ptr<RoundingDevice>> CreateRoundingDevice(const RoundingDeviceOptions& options) {
-  constexpr int kMaxThreads = 1024;
-  if (options.threads < 1 || options.threads > kMaxThreads) {
-    return absl::InvalidArgumentError(absl::StrCat("threads is ", options.threads, ", must be 1 to ", kMaxThreads));
-  }
-  if (options.device == "cpu") return std::make_unique<CpuRoundingDevice>(options.threads);
-  if (options.device == "cuda") {
-    return absl::UnavailableError("device is cuda, but this build has no CUDA; use device cpu");
-  }
-  return absl::InvalidArgumentError(absl::StrCat("device is \"", options.device, "\", must be cpu or cuda"));
+std::unique_ptr<RoundingDevice> CreateCpuRoundingDevice(int threads) {
+  return std::make_unique<CpuRoundingDevice>(threads);
 }
 
 std::vector<float> DequantizeLinear(const LinearTensors& tensors) {

@@ -110,6 +110,8 @@ struct RoundingDeviceOptions {
   int threads = 1;             // of the CPU device
 };
 
+std::unique_ptr<RoundingDevice> CreateCpuRoundingDevice(int threads);
+
 // INVALID_ARGUMENT for an unknown device, UNAVAILABLE when this build or machine has no CUDA.
 absl::StatusOr<std::unique_ptr<RoundingDevice>> CreateRoundingDevice(const RoundingDeviceOptions& options);
 
