@@ -8,19 +8,27 @@ if(NIBBLE_WITH_CUDA)
   else()
     set(CMAKE_CUDA_COMPILER ${NIBBLE_NVCC})
     set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target names its own
-    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_CXX_COMPILER_LAUNCHER})
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/tools/cmake/check_ptxas.sh ${CMAKE_CXX_COMPILER_LAUNCHER})
     enable_language(CUDA)
+    # CMake 3.25 does not know the dialects of CUDA 13.
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
     find_package(CUDAToolkit REQUIRED)
+    string(REGEX REPLACE "[a-z]" "" NIBBLE_CUDA_CAPABILITIES "${NIBBLE_CUDA_ARCHITECTURES}")
+    string(REPLACE ";" "," NIBBLE_CUDA_CAPABILITIES "${NIBBLE_CUDA_CAPABILITIES}")
     set(NIBBLE_CUDA TRUE)
   endif()
 endif()
 
 # nibble_cuda_library(NAME n SRCS ... LIBS ... ARCHITECTURES 80 90a)   CUDA kernels behind plain C++ headers, built for
-# those of the architectures that NIBBLE_CUDA_ARCHITECTURES names. --fmad=false: a row's bits must not depend on what
-# the compiler chose to fuse; fused multiply-adds are written as such, as on the CPU. (-std is spelled out: CMake 3.25
-# does not know the dialects of CUDA 13.)
+# those of the architectures that NIBBLE_CUDA_ARCHITECTURES names; nothing in a build without CUDA.
+# --fmad=false: a row's bits must not depend on what the compiler chose to fuse; fused multiply-adds are written as such,
+# as on the CPU. Kernels that spill registers do not build (check_ptxas.sh).
 function(nibble_cuda_library)
   cmake_parse_arguments(A "" "NAME" "SRCS;LIBS;ARCHITECTURES" ${ARGN})
+  if(NOT NIBBLE_CUDA)
+    return()
+  endif()
   set(code "")
   foreach(architecture ${A_ARCHITECTURES})
     if(architecture IN_LIST NIBBLE_CUDA_ARCHITECTURES)
@@ -30,5 +38,5 @@ function(nibble_cuda_library)
   add_library(${A_NAME} STATIC ${A_SRCS})
   _nibble_configure(${A_NAME} LIBS ${A_LIBS} CUDA::cudart_static)
   target_compile_options(${A_NAME} PRIVATE 
-    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--fmad=false;-Xcompiler=-Wall,-fPIC>" "$<$<COMPILE_LANGUAGE:CUDA>:${code}>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-Xcompiler=-Wall,-fPIC>" "$<$<COMPILE_LANGUAGE:CUDA>:${code}>")
 endfunction()
