@@ -8,16 +8,15 @@
 // 4. top-k, top-p and min-p each keep a prefix of the ids ordered by (z descending, id ascending). top-k: the first k.
 //    top-p: the mass of an id is floor(Exp(z) · 2^40), an integer, so that sums do not depend on their order; the
 //    shortest prefix whose mass is >= top_p (as f64) · total (as f64), the total taken over what top-k left. min-p:
-//    Exp(z)
-//    >= min_p (the best has probability 1 in this scale).
+//    Exp(z) >= min_p (the best has probability 1 in this scale).
 // 5. The draw: of the ids kept, the largest z + g(id), ties to the smaller id (Gumbel-max). g(id) = -Log(E),
 //    E = NegLogOneMinus(v), v = min(float(r >> 1) · 2^-31 + 2^-32 (one fma), 1 - 2^-24), r a word of Philox4x32-10
 //    (Salmon et al., SC'11) with key (seed low, seed high) and counter (id / 64 · 16 + id % 16, position, 0, 0), word
 //    number id % 64 / 16. So 16 counters serve 64 consecutive ids, and sixteen lanes hold consecutive ids.
 // 6. Where no id has x > -inf: the smallest id that is not suppressed, else 0.
 //
-// Log-probabilities: of the logits as they came (NaN as -inf, +inf as FLT_MAX): (x - max) - Log(Σ Exp(x - max)), the
-// sum in sixteen lanes (lane = id % 16) and one tree.
+// Log-probabilities: of the logits as they came (NaN as -inf, +inf as FLT_MAX): (x - max) - Log(f32(sum) · 2^-40), the
+// sum of the masses floor(Exp(x - max) · 2^40), integers again.
 #pragma once
 
 #include "kernels/cpu/math_inl.h"
@@ -27,6 +26,10 @@ namespace nibble::NIBBLE_ISA {
 inline constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 inline constexpr int64_t kDrawBlock = 64;
 inline constexpr float kLargestGumbel = 22.5f;  // g <= -Log(2^-32) = 22.18...
+
+// Probabilities relative to the best, as integers: their sums do not depend on the order of summation.
+inline constexpr float kMassUnit = 0x1p-40f;
+inline uint64_t MassOf(float weight) { return static_cast<uint64_t>(weight * 0x1p40f); }
 
 // NaN to -inf, +inf to FLT_MAX.
 inline Vec Sane(Vec x) {
@@ -64,9 +67,13 @@ struct LogSoftmax {
 inline LogSoftmax MakeLogSoftmax(const float* x, int64_t padded) {
   const float max = MaxOf(x, padded);
   if (max == kMinusInfinity) return {0.0f, 0.0f};
-  Vec sum = Vec::Zero();
-  for (int64_t i = 0; i < padded; i += kLanes) sum = sum + Exp(Vec::Load(x + i) - Vec::Set(max));
-  return {max, Log(ReduceAdd(sum))};
+  uint64_t sum = 0;
+  float weights[kLanes];
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    Exp(Vec::Load(x + i) - Vec::Set(max)).Store(weights);
+    for (float weight : weights) sum += MassOf(weight);
+  }
+  return {max, Log(static_cast<float>(sum) * kMassUnit)};
 }
 
 // The k best of x by (value descending, id ascending).
@@ -203,7 +210,7 @@ inline void Truncate(const SampleRow& p, int64_t vocab, float* z, void* memory) 
       Exp(Vec::Load(z + begin)).Store(weights);  // z is padded with -inf
       for (int64_t i = begin; i < begin + kLanes && i < vocab; ++i) {
         if (keys[i] < cut.key || (keys[i] == cut.key && i > cut.id)) continue;
-        masses[i] = static_cast<uint64_t>(weights[i - begin] * 0x1p40f);
+        masses[i] = MassOf(weights[i - begin]);
         if (masses[i] == 0) continue;
         total += masses[i];
         ids[count++] = static_cast<int32_t>(i);
