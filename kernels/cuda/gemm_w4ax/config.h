@@ -15,6 +15,11 @@ namespace nibble::cuda {
 inline constexpr int kRowBlock = 64;          // weight rows of a block: what one warpgroup multiplies at a time
 inline constexpr int kDepthBlock = 128;       // K of a block: one weight group
 inline constexpr int kW4AxBlockBytes = 4224;  // one block of weights in device order, see layout.h
+// Of a weight in device order: N is padded to whole row blocks, K to an even number of depth blocks.
+constexpr int64_t W4AxRowBlocks(int64_t n) { return (n + kRowBlock - 1) / kRowBlock; }
+constexpr int64_t W4AxDepthBlocks(int64_t k) { return (k + 2 * kDepthBlock - 1) / (2 * kDepthBlock) * 2; }
+constexpr int64_t W4AxBytes(int64_t n, int64_t k) { return W4AxRowBlocks(n) * W4AxDepthBlocks(k) * kW4AxBlockBytes; }
+
 inline constexpr int kConsumers = 2;          // warpgroups that multiply; a third one copies
 
 // A thread block computes tiles of `rows()` weight rows × `tokens` tokens. Its two consumer warpgroups either take

@@ -4,30 +4,10 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/gemm_w4ax/kernel.h"
+#include "kernels/cuda/math.cuh"
 #include "kernels/cuda/ptx/shared.h"
 
 namespace nibble::cuda::gemm {
-
-// e^x and 1 / (1 + e^-x) with the bits of kernels/cpu/math_inl.h.
-__device__ __forceinline__ float Exp(float x) {
-  if (isnan(x)) return x;
-  x = fminf(89.0f, fmaxf(-105.0f, x));
-  const float n = rintf(__fmul_rn(x, 1.44269504088896341f));
-  float r = fmaf(n, -0.693359375f, x);
-  r = fmaf(n, 2.12194440e-4f, r);
-  float p = 1.9875691500e-4f;
-  p = fmaf(p, r, 1.3981999507e-3f);
-  p = fmaf(p, r, 8.3334519073e-3f);
-  p = fmaf(p, r, 4.1665795894e-2f);
-  p = fmaf(p, r, 1.6666665459e-1f);
-  p = fmaf(p, r, 5.0000001201e-1f);
-  p = __fadd_rn(fmaf(p, __fmul_rn(r, r), r), 1.0f);
-  const int exponent = __float2int_rn(n), half = exponent >> 1;
-  const float first = __int_as_float((half + 127) << 23);
-  const float second = __int_as_float((exponent - half + 127) << 23);
-  return __fmul_rn(__fmul_rn(p, first), second);
-}
-__device__ __forceinline__ float Sigmoid(float x) { return __frcp_rn(__fadd_rn(1.0f, Exp(__fsub_rn(0.0f, x)))); }
 
 __device__ __forceinline__ uint32_t PackBF16(float low, float high) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);

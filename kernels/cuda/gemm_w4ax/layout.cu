@@ -7,12 +7,6 @@ namespace {
 
 constexpr int kLanesPerGroup = 4;  // threads that share the 64 bytes of one row and depth block
 
-__device__ __forceinline__ int64_t PlacedRow(const RowPlacement& placement, int64_t row) {
-  if (!placement.interleave) return placement.first + row;
-  const int64_t in_part = placement.part_first + row;
-  return in_part / 8 * 16 + 8 * placement.part + in_part % 8;
-}
-
 // Four codes of two bytes, one a byte.
 __device__ __forceinline__ uint32_t Spread(uint32_t two_bytes) {
   const uint32_t pairs = (two_bytes | two_bytes << 8) & 0x00ff00ffu;

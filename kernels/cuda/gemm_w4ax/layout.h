@@ -20,17 +20,18 @@
 
 namespace nibble::cuda {
 
-constexpr int64_t W4AxRowBlocks(int64_t n) { return (n + kRowBlock - 1) / kRowBlock; }
-constexpr int64_t W4AxDepthBlocks(int64_t k) { return (k + 2 * kDepthBlock - 1) / (2 * kDepthBlock) * 2; }
-constexpr int64_t W4AxBytes(int64_t n, int64_t k) { return W4AxRowBlocks(n) * W4AxDepthBlocks(k) * kW4AxBlockBytes; }
-
-// Where the rows of a part go in the stacked weight.
+// Where rows of a part go in the stacked weight.
 struct RowPlacement {
-  int64_t first = 0;   // row of the part's row 0
-  bool interleave = false;  // rows [8i, 8i+8) of part `part` (0 or 1) become rows [16i + 8·part, ...) instead
+  int64_t first = 0;        // row of the part's row 0,
+  bool interleave = false;  // or, of two parts: rows [8i, 8i+8) of part `part` become rows [16i + 8 · part, ...)
   int64_t part = 0;
-  int64_t part_first = 0;  // rows of the part that came before this view of it
+  int64_t part_first = 0;   // rows of an interleaved part before the given ones
 };
+NIBBLE_HOST_DEVICE constexpr int64_t PlacedRow(const RowPlacement& placement, int64_t row) {
+  if (!placement.interleave) return placement.first + row;
+  const int64_t in_part = placement.part_first + row;
+  return in_part / 8 * 16 + 8 * placement.part + in_part % 8;
+}
 
 // Scatters rows in checkpoint order (device pointers, 16-byte aligned; channel_scale is not looked at) to `blocks`,
 // whose padding is the caller's to zero. Asynchronous.

@@ -5,7 +5,6 @@
 
 #include "common/base/check.h"
 #include "kernels/cuda/gemm_w4ax/kernel.h"
-#include "kernels/cuda/gemm_w4ax/layout.h"
 
 namespace nibble::cuda {
 namespace {

@@ -1,4 +1,4 @@
-#include "kernels/cuda/gemm_w4ax/bench_cublas.h"
+#include "tests/kernels/cuda/cublas_baseline.h"
 
 #include <cublasLt.h>
 #include <cuda_bf16.h>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/gemm_w4ax/bench_data.cuh"
+#include "tests/kernels/cuda/gemm_w4ax_data.cuh"
 
 namespace nibble::cuda::bench {
 namespace {

@@ -17,8 +17,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/gemm_w4ax/bench_cublas.h"
-#include "kernels/cuda/gemm_w4ax/bench_data.cuh"
+#include "tests/kernels/cuda/cublas_baseline.h"
+#include "tests/kernels/cuda/gemm_w4ax_data.cuh"
 #include "kernels/cuda/gemm_w4ax/launch.h"
 #include "kernels/cuda/gemm_w4ax/layout.h"
 
