@@ -10,8 +10,9 @@
 #include <span>
 
 #include "absl/status/statusor.h"
-#include "kernels/cuda/dense/dense_plan.h"
+#include "kernels/cuda/dense/plan.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/ops.h"
 
 namespace nibble::cuda {
@@ -23,8 +24,10 @@ struct DenseWeight : Weight {
   Buffer data;
 };
 
-// Uploads and reorders on the device. RESOURCE_EXHAUSTED with the size when memory runs out. Waits for the stream.
-absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, std::span<const DenseView> parts);
+// Uploads and reorders on the device. RESOURCE_EXHAUSTED with the size when memory runs out, INTERNAL when the device
+// is lost. Queues on the device's stream and waits for it.
+absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, Staging& staging,
+                                                  std::span<const DenseView> parts);
 
 // args.input.dense times args.weight, a DenseWeight. No scratch.
 void LinearDense(const Device& device, const LinearArgs& args);

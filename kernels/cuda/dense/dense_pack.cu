@@ -17,6 +17,11 @@ absl::StatusOr<Buffer> AllocateDevice(int64_t bytes) {
   return Buffer(data, static_cast<size_t>(bytes), [](void* p) { cudaFree(p); });
 }
 
+absl::Status Lost(cudaError_t error) {
+  return absl::InternalError(absl::StrCat("packing a dense weight: ", cudaGetErrorName(error), ", ",
+                                          cudaGetErrorString(error)));
+}
+
 // rows: [count, K], outputs of `panels` panels in checkpoint order. A thread writes one lane's fragment.
 __global__ void ReorderKernel(const uint16_t* rows, int64_t count, int64_t k, int64_t k_tiles, int64_t fragments,
                               uint4* panels) {
@@ -37,7 +42,8 @@ __global__ void ReorderKernel(const uint16_t* rows, int64_t count, int64_t k, in
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, std::span<const DenseView> parts) {
+absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, Staging& staging,
+                                                  std::span<const DenseView> parts) {
   auto weight = std::make_unique<DenseWeight>();
   for (const DenseView& part : parts) weight->n += part.n;
   const int64_t k = weight->k = parts[0].k, k_tiles = (k + 15) / 16;
@@ -47,16 +53,17 @@ absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, std::spa
   if (!data.ok()) return data.status();
   weight->data = *std::move(data);
   const int64_t batch = std::clamp<int64_t>(kStagingBytes / panel_bytes, 1, panels) * kDensePanelN;  // outputs
-  auto staging = AllocateDevice(batch * k * 2);
-  if (!staging.ok()) return staging.status();
+  auto rows = AllocateDevice(batch * k * 2);  // in checkpoint order
+  if (!rows.ok()) return rows.status();
 
   int64_t part = 0, used = 0;  // outputs of the part that were taken
   for (int64_t begin = 0; begin < weight->n; begin += batch) {
     const int64_t count = std::min(batch, weight->n - begin);
     for (int64_t filled = 0; filled < count;) {
       const int64_t take = std::min(count - filled, parts[part].n - used);
-      NIBBLE_CUDA_CHECK(cudaMemcpyAsync(staging->as<uint16_t>() + filled * k, parts[part].data + used * k,
-                                        static_cast<size_t>(take * k * 2), cudaMemcpyHostToDevice, device.stream));
+      const cudaError_t error = staging.Upload(rows->as<uint16_t>() + filled * k, parts[part].data + used * k,
+                                               static_cast<size_t>(take * k * 2));
+      if (error != cudaSuccess) return Lost(error);
       filled += take;
       used += take;
       if (used == parts[part].n) {
@@ -67,11 +74,11 @@ absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, std::spa
     constexpr int kThreads = 256;
     const int64_t fragments = (count + kDensePanelN - 1) / kDensePanelN * panel_bytes / 16;
     ReorderKernel<<<static_cast<unsigned>((fragments + kThreads - 1) / kThreads), kThreads, 0, device.stream>>>(
-        staging->as<uint16_t>(), count, k, k_tiles, fragments,
+        rows->as<uint16_t>(), count, k, k_tiles, fragments,
         weight->data.as<uint4>() + begin / kDensePanelN * panel_bytes / 16);
-    NIBBLE_CUDA_CHECK(cudaGetLastError());
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return Lost(error);
   }
-  NIBBLE_CUDA_CHECK(cudaStreamSynchronize(device.stream));
+  if (const cudaError_t error = cudaStreamSynchronize(device.stream); error != cudaSuccess) return Lost(error);
   return weight;
 }
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/sampling/sample_plan.h"
+#include "kernels/cuda/sampling/plan.h"
 #include "kernels/ops.h"
 
 namespace nibble::cuda {

@@ -1,4 +1,4 @@
-#include "kernels/cuda/dense/dense_plan.h"
+#include "kernels/cuda/dense/plan.h"
 
 namespace nibble::cuda {
 

@@ -1,4 +1,4 @@
-#include "kernels/cuda/sampling/sample_plan.h"
+#include "kernels/cuda/sampling/plan.h"
 
 namespace nibble::cuda {
 namespace {
