@@ -31,20 +31,20 @@ TEST(Chaos, KilledWorkerWithTwoReplicasFailsNobody) {
   std::vector<Generation> undisturbed;
   {
     Cluster calm({});
-    requests = LongRequests(calm, 64);
+    requests = LongRequests(calm, kSanitized ? 16 : 64);
     undisturbed = GenerateAll(calm, requests, 32);
   }
   Cluster cluster({.replicas = 2});
   std::vector<Generation> generations;
-  std::thread load([&] { generations = GenerateAll(cluster, requests, 32); });
+  std::jthread load([&] { generations = GenerateAll(cluster, requests, 32); });
   // Kill in the middle of the work, twice: first one replica, then, when it is back, the other.
-  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(0).steps() > 40; }, seconds(30)));
+  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(0).steps() > 40; }, seconds(30 * kSlowdown)));
   cluster.worker(0, 1).Signal(SIGKILL);
   const auto killed = SteadyClock::now();
-  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return !s.replicas(0).ready(); }, seconds(10)));
-  EXPECT_LT(SteadyClock::now() - killed, seconds(2)) << "its replica must go unready within 2 s";
+  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return !s.replicas(0).ready(); }, seconds(10 * kSlowdown)));
+  EXPECT_LT(SteadyClock::now() - killed, seconds(2 * kSlowdown)) << "its replica must go unready within 2 s";
   cluster.RestartWorker(0, 1);
-  EXPECT_TRUE(cluster.WaitReady(2, seconds(5))) << "a restarted worker rejoins by itself within 5 s\n"
+  EXPECT_TRUE(cluster.WaitReady(2, seconds(5 * kSlowdown))) << "a restarted worker rejoins by itself within 5 s\n"
                                                 << cluster.router().Log();
   cluster.worker(1, 0).Signal(SIGKILL);
   load.join();
@@ -77,11 +77,11 @@ TEST(Chaos, KilledWorkerWithOneReplicaIsAClearErrorAndServiceComesBack) {
       }
     });
   }
-  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(0).steps() > 10; }, seconds(30)));
+  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(0).steps() > 10; }, seconds(30 * kSlowdown)));
   cluster.worker(0, 0).Signal(SIGKILL);
   const int64_t killed_ms = std::chrono::duration_cast<milliseconds>(SteadyClock::now() - start).count();
   for (auto& client : clients) client.join();
-  EXPECT_LT(last_end_ms - killed_ms, 2000);
+  EXPECT_LT(last_end_ms - killed_ms, 2000 * kSlowdown);
   int failed = 0;
   for (const auto& g : generations) {
     if (g.status.ok()) continue;
@@ -91,28 +91,28 @@ TEST(Chaos, KilledWorkerWithOneReplicaIsAClearErrorAndServiceComesBack) {
   }
   EXPECT_GT(failed, 0);
   // New requests are refused at once, not queued for ever.
-  const auto refused = Generate(cluster.stub(), requests[0], seconds(5));
+  const auto refused = Generate(cluster.stub(), requests[0], seconds(5 * kSlowdown));
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::UNAVAILABLE) << refused.status.error_message();
   const auto restarted = SteadyClock::now();
   cluster.RestartWorker(0, 0);
-  ASSERT_TRUE(cluster.WaitReady(1, seconds(20))) << cluster.router().Log();
-  EXPECT_LT(SteadyClock::now() - restarted, seconds(5));
+  ASSERT_TRUE(cluster.WaitReady(1, seconds(20 * kSlowdown))) << cluster.router().Log();
+  EXPECT_LT(SteadyClock::now() - restarted, seconds(5 * kSlowdown));
   const auto again = Generate(cluster.stub(), requests[0]);
   EXPECT_TRUE(again.status.ok()) << again.status.error_message();
 }
 
 TEST(Chaos, HungWorkerIsNoticedByTheStepDeadline) {
-  Cluster cluster({.replicas = 2, .router_flags = {"--step-timeout-ms", "1500"}});
+  Cluster cluster({.replicas = 2, .router_flags = {"--step-timeout-ms", std::to_string(1500 * kSlowdown)}});
   const auto requests = LongRequests(cluster, 32);
   std::vector<Generation> generations;
-  std::thread load([&] { generations = GenerateAll(cluster, requests, 16); });
-  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(1).steps() > 20; }, seconds(30)));
+  std::jthread load([&] { generations = GenerateAll(cluster, requests, 16); });
+  ASSERT_TRUE(cluster.WaitStatus([](const auto& s) { return s.replicas(1).steps() > 20; }, seconds(30 * kSlowdown)));
   cluster.worker(1, 1).Signal(SIGSTOP);
-  EXPECT_TRUE(cluster.WaitStatus([](const auto& s) { return !s.replicas(1).ready(); }, seconds(10)));
+  EXPECT_TRUE(cluster.WaitStatus([](const auto& s) { return !s.replicas(1).ready(); }, seconds(10 * kSlowdown)));
   load.join();
   for (const auto& g : generations) EXPECT_TRUE(g.status.ok()) << g.status.error_message();
   cluster.worker(1, 1).Signal(SIGCONT);
-  EXPECT_TRUE(cluster.WaitReady(2, seconds(15))) << cluster.router().Log();
+  EXPECT_TRUE(cluster.WaitReady(2, seconds(15 * kSlowdown))) << cluster.router().Log();
 }
 
 }  // namespace

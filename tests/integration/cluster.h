@@ -12,6 +12,14 @@
 
 namespace nibble::testing {
 
+// Sanitized builds are about ten times slower: they get less work and more time.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+inline constexpr bool kSanitized = true;
+#else
+inline constexpr bool kSanitized = false;
+#endif
+inline constexpr int kSlowdown = kSanitized ? 10 : 1;
+
 // The bundled model quantized once per build folder: $NIBBLE_BIN_DIR/../test-models/MODE.
 std::string TestModel(const std::string& mode);
 

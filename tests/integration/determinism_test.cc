@@ -7,13 +7,8 @@
 namespace nibble::testing {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr uint32_t kRequests = 40;
-constexpr uint32_t kMaxPrompt = 300;
-#else
-constexpr uint32_t kRequests = 208;
-constexpr uint32_t kMaxPrompt = 700;
-#endif
+constexpr uint32_t kRequests = kSanitized ? 40 : 208;
+constexpr uint32_t kMaxPrompt = kSanitized ? 300 : 700;
 constexpr int kMaxOutput = 48;
 constexpr uint64_t kSeed = 20240611;
 

@@ -23,29 +23,22 @@ bool AllFree(const v1::GetStatusResponse& status) {
   return true;
 }
 
-// Sanitizer builds are ten times slower: they run a smaller one.
-int Streams() {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return 128;
-#else
-  return 1000;
-#endif
-}
+constexpr int kStreams = kSanitized ? 128 : 1000;
 
 TEST(Load, ThousandConcurrentStreams) {
   Cluster cluster({.router_flags = {"--max-sequences", "256", "--max-waiting-requests", "2000"}});
   const std::string json = ScratchDir() + "/bench.json";
   const auto run = RunBinary({Binary("nibble-bench"), "serve", "--server", cluster.address(), "--num-requests",
-                        std::to_string(Streams()), "--input-len", "64", "--output-len", "24", "--request-rate", "inf",
+                        std::to_string(kStreams), "--input-len", "64", "--output-len", "24", "--request-rate", "inf",
                         "--json", json},
                        seconds(280));
   ASSERT_EQ(run.exit_code, 0) << run.output;
   std::ifstream in(json);
   const auto result = nlohmann::json::parse(in, nullptr, false);
   ASSERT_FALSE(result.is_discarded()) << run.output;
-  EXPECT_EQ(result.value("completed", -1), Streams()) << run.output;
+  EXPECT_EQ(result.value("completed", -1), kStreams) << run.output;
   EXPECT_EQ(result.value("failed", -1), 0) << run.output;
-  EXPECT_EQ(result.value("total_output_tokens", -1), 24 * Streams()) << run.output;
+  EXPECT_EQ(result.value("total_output_tokens", -1), 24 * kStreams) << run.output;
   EXPECT_TRUE(cluster.WaitStatus(AllFree, seconds(5))) << cluster.Status().DebugString();
 }
 
