@@ -1,6 +1,9 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/ops.h"
+#ifdef NIBBLE_CUDA
+#include "kernels/cuda/cuda_ops.h"
+#endif
 
 namespace nibble {
 
@@ -11,7 +14,11 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateOps(const OpsOptions& options) {
   }
   if (options.backend == "cpu") return CreateCpuOps({.threads = options.threads});
   if (options.backend == "cuda") {
+#ifdef NIBBLE_CUDA
+    return CreateCudaOps({.device = options.device});
+#else
     return absl::UnavailableError("backend is cuda, but this build has no CUDA kernels; use backend cpu");
+#endif
   }
   return absl::InvalidArgumentError(absl::StrCat("backend is \"", options.backend, "\", must be cpu or cuda"));
 }

@@ -10,7 +10,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "absl/status/statusor.h"
 #include "common/base/check.h"
 
 namespace nibble::cuda {
@@ -43,6 +45,18 @@ struct Device {
   }
 };
 
+// Looks at device `ordinal` and makes it the calling thread's; no stream and no scratch yet. UNAVAILABLE, saying what
+// is there and what is needed, when the driver is too old, the machine has no such device, or this build has no
+// kernels for it.
+absl::StatusOr<Device> OpenDevice(int ordinal);
+
+// "NVIDIA H200, compute capability 9.0".
+std::string DeviceName(int ordinal);
+
+// An error after which every call on the device fails until the process ends: a kernel trapped, read outside its
+// memory, or the device is lost. The next Synchronize reports it, so launches after it are let pass.
+bool IsSticky(cudaError_t error);
+
 // Starts kernel<<<grid, block, shared_bytes>>> on the device's stream with programmatic dependent launch.
 template <typename... Parameters, typename... Arguments>
 void Launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, int64_t shared_bytes,
@@ -57,7 +71,18 @@ void Launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3
   config.stream = device.stream;
   config.attrs = &overlap;
   config.numAttrs = device.capability >= 90 ? 1 : 0;
-  NIBBLE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (!IsSticky(launched)) NIBBLE_CUDA_CHECK(launched);
+}
+
+// Lets a kernel be launched with that much dynamic shared memory; more than the default needs permission.
+template <typename Kernel>
+void AllowSharedMemory(Kernel* kernel, int64_t shared_bytes) {
+  constexpr int64_t kWithoutPermission = 48 << 10;
+  if (shared_bytes <= kWithoutPermission) return;
+  const cudaError_t allowed =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (!IsSticky(allowed)) NIBBLE_CUDA_CHECK(allowed);
 }
 
 }  // namespace nibble::cuda

@@ -138,10 +138,8 @@ std::vector<float> SequenceRows(const AttentionCase& c, int64_t sequence, int64_
                                  static_cast<uint32_t>(40 + sequence)));
 }
 
-class AttentionTest : public ::testing::TestWithParam<Backend> {
+class AttentionTest : public BackendTest {
  protected:
-  Ops& ops() { return *GetParam().ops; }
-
   // Fills the caches, one prefill step per sequence, then runs the case's step.
   Cache::Result RunCase(Cache& cache, const AttentionCase& c) {
     const int64_t cols = cache.qkv_cols();

@@ -17,10 +17,15 @@ namespace nibble::testing {
 
 struct Backend {
   std::string name;
-  std::shared_ptr<Ops> ops;
+  std::shared_ptr<Ops> ops;  // null: why_not says what this machine lacks
+  bool exact = true;         // equals the specification bit by bit also where sums may be taken in another order
+  std::string why_not = {};
+
+  friend void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
 };
 
-// Every instruction set of this machine on one thread, and the best one on three. The first is the specification.
+// Every instruction set of this machine on one thread, the best one on three, and the GPU in a build that has kernels
+// for it. The first is the specification.
 inline const std::vector<Backend>& AllBackends() {
   static const std::vector<Backend>* backends = [] {
     auto* all = new std::vector<Backend>;
@@ -28,10 +33,36 @@ inline const std::vector<Backend>& AllBackends() {
       all->push_back({KernelsFor(isa).name, CreateCpuOps({.threads = 1, .isa = isa})});
     }
     all->push_back({"threads3", CreateCpuOps({.threads = 3, .isa = std::nullopt})});
+#ifdef NIBBLE_CUDA
+    auto cuda = CreateOps({.backend = "cuda"});
+    Backend gpu = {.name = "cuda", .exact = false};
+    if (cuda.ok()) {
+      gpu.ops = *std::move(cuda);
+    } else {
+      gpu.why_not = cuda.status().ToString();
+    }
+    all->push_back(gpu);
+#endif
     return all;
   }();
   return *backends;
 }
+
+// A test that runs on each of them.
+class BackendTest : public ::testing::TestWithParam<Backend> {
+ protected:
+  void SetUp() override {
+    if (GetParam().ops == nullptr) GTEST_SKIP() << GetParam().why_not;
+  }
+  // A kernel that failed fails its test, not the next one.
+  void TearDown() override {
+    if (GetParam().ops == nullptr) return;
+    const absl::Status status = ops().Synchronize();
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  Ops& ops() { return *GetParam().ops; }
+  bool exact() const { return GetParam().exact; }
+};
 
 // An array on the device between two guard zones; poisoned unless given contents.
 template <typename T>

@@ -62,6 +62,10 @@ inline const std::vector<CodingCase> kCodingCases = {
     {17, 1536, true, 2, true, 0, DType::kF32},  {4, 768, true, 1, true, 256, DType::kBF16},
     {2, 128, true, 0, false, 128, DType::kF32}, {6, 100, false, 0, false, 0, DType::kBF16},
     {6, 37, false, 0, false, 0, DType::kF32},   {300, 256, true, 1, false, 0, DType::kBF16},
+    {5, 640, true, 3, false, 0, DType::kBF16},  {3, 8192, true, 5, false, 0, DType::kBF16},
+    {2, 14336, true, 9, false, 0, DType::kBF16}, {2, 8192, true, 6, true, 0, DType::kBF16},
+    {2, 28672, true, 20, false, 4096, DType::kBF16}, {3, 96, false, 0, true, 32, DType::kBF16},
+    {2, 1024, true, 1, true, 2, DType::kBF16},  {2, 2048, true, 0, false, 512, DType::kBF16},
 };
 
 struct AttentionCase {

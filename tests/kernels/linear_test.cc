@@ -50,10 +50,8 @@ Codes RandomCodes(int64_t rows, int64_t k, uint32_t seed) {
   return c;
 }
 
-class LinearTest : public ::testing::TestWithParam<Backend> {
+class LinearTest : public BackendTest {
  protected:
-  Ops& ops() { return *GetParam().ops; }
-
   std::vector<uint8_t> RunW4(const Weight& weight, const Codes& input, const std::vector<float>& bias, DType out_type) {
     const int64_t rows = static_cast<int64_t>(input.scales.size());
     Array<int8_t> codes(ops(), input.codes);

@@ -28,10 +28,8 @@ struct Request {
   std::vector<uint16_t> history;
 };
 
-class SamplingTest : public ::testing::TestWithParam<Backend> {
+class SamplingTest : public BackendTest {
  protected:
-  Ops& ops() { return *GetParam().ops; }
-
   static Sampled Run(Ops& ops, const Request& request) {
     const int64_t rows = static_cast<int64_t>(request.rows.size());
     Array<float> logits(ops, request.logits);
