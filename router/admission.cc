@@ -228,7 +228,7 @@ absl::StatusOr<std::vector<std::unique_ptr<Sequence>>> Admit(const v1::GenerateR
     sequence->max_tokens = s.has_max_tokens() ? std::min(s.max_tokens(), room) : room;
     sequence->max_tokens_open = !s.has_max_tokens();
     sequence->min_tokens = s.min_tokens();
-    sequence->stop_ids = stop_ids;
+    sequence->stop_ids.assign(stop_ids.begin(), stop_ids.end());
     sequence->sampling = sampling;
     sequence->sampling.set_seed(seed + i);
     sequence->priority = request.priority();

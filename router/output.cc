@@ -63,16 +63,18 @@ void OutputStream::Configure(OutputOptions options) {
   configured_ = true;
 }
 
-void OutputStream::Consume(SequenceEvent event, TimePoint committed_at) {
-  SequenceText& text = texts_[event.index];
-  if (text.done || cancelled(event.index)) return;
+void OutputStream::Consume(SequenceEvent event) {
+  const auto index = static_cast<uint32_t>(event.sequence_id - first_sequence_id_);
+  SequenceText& text = texts_[index];
+  if (text.done || cancelled(index)) return;
   if (!event.status.ok()) {
     End(event.status, false);
     return;
   }
   v1::GenerateResponse delta;
+  delta.set_index(index);
   Render(&event, &text, &delta);
-  Observe(event, delta, &text, committed_at);
+  Observe(event, delta, &text);
   const bool finished = delta.has_finish();
   // A stop string is found here, after the fact: the scheduler is told to stop. It knows about its own endings.
   const bool stopped_here = finished && !event.finish.has_value();
@@ -81,7 +83,7 @@ void OutputStream::Consume(SequenceEvent event, TimePoint committed_at) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (!status_.ok()) return;
     pending_tokens_ += static_cast<uint64_t>(delta.token_ids_size());
-    v1::GenerateResponse& pending = pending_[event.index];
+    v1::GenerateResponse& pending = pending_[index];
     if (!Empty(delta)) {
       if (Empty(pending)) {
         ++pending_messages_;
@@ -95,7 +97,7 @@ void OutputStream::Consume(SequenceEvent event, TimePoint committed_at) {
   }
   text.done = finished;
   if (stopped_here) {
-    cancelled_.fetch_or(1u << event.index, std::memory_order_acq_rel);
+    cancelled_.fetch_or(1u << index, std::memory_order_acq_rel);
     cancel_(event.sequence_id);
   }
   if (too_slow) {
@@ -107,20 +109,21 @@ void OutputStream::Consume(SequenceEvent event, TimePoint committed_at) {
 }
 
 void OutputStream::Render(SequenceEvent* event, SequenceText* text, v1::GenerateResponse* delta) {
-  delta->set_index(event->index);
   if (options_.prompt_logprobs && !text->prompt_scored) {
     text->prompt_scored = true;
     delta->add_prompt_logprobs();  // nothing predicts the first token
   }
-  for (v1::RowLogprobs& row : event->prompt_logprobs) CopyLogprobs(&row, delta->add_prompt_logprobs());
+  if (event->scores != nullptr) {
+    for (v1::RowLogprobs& row : event->scores->prompt_logprobs) CopyLogprobs(&row, delta->add_prompt_logprobs());
+    if (event->scores->logprobs.has_value()) CopyLogprobs(&*event->scores->logprobs, delta->add_logprobs());
+  }
 
   std::optional<size_t> matched;
   if (event->token_id.has_value()) {
     ++text->tokens;
     delta->add_token_ids(*event->token_id);
-    if (event->logprobs.has_value()) CopyLogprobs(&*event->logprobs, delta->add_logprobs());
     // The token that ended the sequence has a text only when the client asked to see what stopped it.
-    const bool silent = event->matched_token_id.has_value() && !options_.include_stop_str;
+    const bool silent = event->finish == v1::FINISH_REASON_STOP && !options_.include_stop_str;
     const std::string_view piece = silent ? std::string_view() : text->detokenizer.Append(*event->token_id);
     if (text->tokens > options_.min_tokens) {
       StopMatcher::Step step = text->stops.Append(piece);
@@ -144,15 +147,18 @@ void OutputStream::Render(SequenceEvent* event, SequenceText* text, v1::Generate
       finish->set_matched_stop_str(options_.stop[*matched]);
     } else {
       finish->set_finish_reason(*event->finish);
-      if (event->matched_token_id.has_value()) finish->set_matched_token_id(*event->matched_token_id);
+      if (*event->finish == v1::FINISH_REASON_STOP) finish->set_matched_token_id(*event->token_id);
     }
-    *finish->mutable_usage() = event->usage;
-    finish->mutable_usage()->set_completion_tokens(text->tokens);
+    v1::Usage* usage = finish->mutable_usage();
+    usage->set_prompt_tokens(options_.num_prompt_tokens);
+    usage->set_completion_tokens(text->tokens);
+    usage->set_cached_tokens(event->cached_tokens);
+    usage->set_preemptions(event->preemptions);
   }
 }
 
-void OutputStream::Observe(const SequenceEvent& event, const v1::GenerateResponse& delta, SequenceText* text,
-                           TimePoint now) {
+void OutputStream::Observe(const SequenceEvent& event, const v1::GenerateResponse& delta, SequenceText* text) {
+  const TimePoint now = event.at;
   if (event.token_id.has_value()) {
     if (text->tokens == 1) {
       text->first_token_at = now;
@@ -170,6 +176,11 @@ void OutputStream::Observe(const SequenceEvent& event, const v1::GenerateRespons
                              .n = options_.n,
                              .max_tokens = options_.max_tokens},
                             delta.finish());
+}
+
+bool OutputStream::over() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return writer_ == nullptr;
 }
 
 void OutputStream::Advance() {

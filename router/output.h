@@ -48,6 +48,7 @@ struct OutputOptions {
   bool include_stop_str = false;
   bool skip_special_tokens = true;
   bool prompt_logprobs = false;
+  uint32_t num_prompt_tokens = 0;           // for usage
   uint32_t max_tokens = 0;                  // for metrics
   uint32_t max_buffered_tokens = 4096;      // of a client that does not read; more ends the request
   std::chrono::milliseconds stall_timeout{60000};  // how long the end of a stream waits for its client
@@ -69,7 +70,7 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   bool cancelled(uint32_t index) const { return (cancelled_.load(std::memory_order_acquire) >> index & 1) != 0; }
 
   // The stream's output thread. Call Advance when a batch of events is through.
-  void Consume(SequenceEvent event, TimePoint committed_at);
+  void Consume(SequenceEvent event);
   // Writes or finishes if there is something to write or finish, and nothing on its way. Any thread.
   void Advance();
 
@@ -77,11 +78,11 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
   void OnWriteDone(bool ok);
   void OnCancel();                          // the client left, or its deadline passed
 
+  // The writer was told to finish: events are of no use any more.
+  bool over();
+
   // Ends the request with an error, after what was already produced. The first one counts. Any thread.
   void Fail(const absl::Status& status) { End(status, false); }
-
-  // Set while an output thread has the stream in its hands.
-  bool touched = false;
 
  private:
   struct SequenceText {
@@ -95,7 +96,7 @@ class OutputStream : public std::enable_shared_from_this<OutputStream> {
 
   // The delta of one event; sets response->finish when the sequence ends with it.
   void Render(SequenceEvent* event, SequenceText* text, v1::GenerateResponse* delta);
-  void Observe(const SequenceEvent& event, const v1::GenerateResponse& delta, SequenceText* text, TimePoint now);
+  void Observe(const SequenceEvent& event, const v1::GenerateResponse& delta, SequenceText* text);
   void End(const absl::Status& status, bool drop_pending);
   void CancelSequences();
   void WatchStalledWrite();

@@ -1,42 +1,64 @@
 // The threads between the schedulers and the clients' streams.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "common/base/bounded_queue.h"
 #include "router/output.h"
 #include "router/request_metrics.h"
 #include "router/sequence.h"
 
 namespace nibble {
 
-// A stream's events are consumed by one thread, in order: the one its first sequence id picks.
+// A stream belongs to one thread, which its first sequence id picks, and its events are consumed there in order. That
+// thread alone knows streams by id; schedulers hand over records without a pointer in them, so that a token costs the
+// scheduler's thread neither a reference count nor an allocation.
 class OutputPool {
  public:
   // `metrics` outlives the pool.
   OutputPool(uint32_t threads, RequestMetrics* metrics);
   ~OutputPool();  // consumes what is queued, then ends
 
-  // Takes the events of one step (*events is left empty): for the caller one pointer per thread, however many events; each
-  // thread picks its own. Waits only when the output threads are `kMaxBatches` behind,
-  // which no client can cause: they never wait for one.
+  // Before the stream's sequences are given to a scheduler.
+  void Open(std::shared_ptr<OutputStream> stream);
+  // Once the stream is over, opened or not: its events are dropped from now on. Never waits.
+  void Close(uint64_t first_sequence_id);
+
+  // Takes events, of one step or a few; *events is left empty and keeps its memory. Waits only when an output thread is
+  // kMaxQueuedEvents behind, which no client can cause: they never wait for one.
   void Deliver(std::vector<SequenceEvent>* events);
 
  private:
-  static constexpr size_t kMaxBatches = 256;
-  struct Batch {
-    TimePoint committed_at;
-    std::shared_ptr<std::vector<SequenceEvent>> events;  // shared by the threads; each touches only its own
+  static constexpr size_t kMaxQueuedEvents = 1 << 16;
+
+  // What one thread has to do, in this order: an event finds its stream open, and closing comes behind the last event.
+  struct Work {
+    std::vector<std::shared_ptr<OutputStream>> opened;
+    std::vector<SequenceEvent> events;
+    std::vector<uint64_t> closed;
+
+    bool empty() const { return opened.empty() && events.empty() && closed.empty(); }
   };
-  void Run(size_t thread);
+  struct Lane {
+    std::mutex mutex;
+    std::condition_variable work_came, work_taken;
+    Work work;
+    bool ending = false;
+    std::thread thread;
+  };
+
+  Lane* LaneOf(uint64_t sequence_id) const {
+    return lanes_[sequence_id / kMaxSequencesPerRequest % lanes_.size()].get();
+  }
+  void Run(Lane* lane);
 
   RequestMetrics* const metrics_;
-  std::vector<std::unique_ptr<BoundedQueue<Batch>>> queues_;
-  std::vector<std::thread> threads_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
 };
 
 }  // namespace nibble

@@ -23,8 +23,8 @@ namespace nibble {
 
 // One sequence's pages in position order: page i holds positions [i * page_tokens, (i + 1) * page_tokens).
 struct PageTable {
-  std::vector<PageId> pages;
   uint32_t num_registered = 0;  // leading pages that are the prefix cache's own, i.e. a path from root
+  std::vector<PageId> pages;
   PrefixCache::Node root = PrefixCache::kNoNode;  // of the salt; held from Open to Release
   PrefixCache::Node node = PrefixCache::kNoNode;  // deepest node of that path
 };

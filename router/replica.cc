@@ -22,85 +22,26 @@ const char* ReplicaStateName(ReplicaState state) {
   return "unknown";
 }
 
-// One formed group with its scheduler and streams, from Join to the failure. Collects the ranks' results: a step is done
-// when every rank has answered it, so that a rank that hangs or disagrees is found at once and not some steps later.
-class Replica::Incarnation : public WorkerStreamObserver {
- public:
-  Incarnation(uint64_t epoch, const SchedulerConfig& config, std::vector<uint64_t> instances,
-              std::shared_ptr<Inbox<Message>> inbox, WorkerGroup* group)
-      : epoch_(epoch), scheduler_(config), instances_(std::move(instances)), inbox_(std::move(inbox)),
-        answered_(instances_.size(), 0) {
-    for (uint32_t rank = 0; rank < group->world_size(); ++rank) {
-      streams_.push_back(std::make_unique<WorkerStream>(group->stub(rank), rank, this));
-    }
-  }
-
-  uint64_t epoch() const { return epoch_; }
-  Scheduler& scheduler() { return scheduler_; }
-  uint64_t instance(uint32_t rank) const { return instances_[rank]; }
-
-  void Send(std::shared_ptr<const v1::StepPlan> plan) {
-    for (auto& stream : streams_) stream->Send(plan);
-  }
-  std::vector<absl::Status> CloseStreams() {
-    std::vector<absl::Status> ends;
-    for (auto& stream : streams_) ends.push_back(stream->Close());
-    return ends;
-  }
-
-  // The lowest rank that has not answered the oldest unfinished step.
-  uint32_t MissingRank() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return static_cast<uint32_t>(std::min_element(answered_.begin(), answered_.end()) - answered_.begin());
-  }
-
-  void OnResult(uint32_t rank, v1::StepResult result) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (result.step() != answered_[rank] + 1) {
-      inbox_->PutUrgent(Broken{epoch_, rank, absl::InternalError(absl::StrCat("answered step ", result.step(),
-                                                                           ", due was ", answered_[rank] + 1))});
-      return;
-    }
-    ++answered_[rank];
-    while (forward_us_.size() < answered_[rank] - completed_) forward_us_.push_back(0);
-    uint32_t& slowest = forward_us_[answered_[rank] - completed_ - 1];
-    slowest = std::max(slowest, result.forward_us());
-    if (rank == 0) results_.push_back(std::move(result));
-    if (*std::min_element(answered_.begin(), answered_.end()) == completed_) return;
-    inbox_->PutUrgent(StepDone{epoch_, std::move(results_.front()), forward_us_.front()});
-    results_.pop_front();
-    forward_us_.pop_front();
-    ++completed_;
-  }
-  void OnBroken(uint32_t rank) override { inbox_->PutUrgent(Broken{epoch_, rank, absl::OkStatus()}); }
-
-  // The replica's thread only.
+// One formed group with its scheduler and streams, from Join to the failure.
+struct Replica::Incarnation {
   struct Flight {
     TimePoint sent_at;
     size_t rows = 0;
   };
-  std::deque<Flight> flights;                // steps in flight, oldest first
+
+  const uint64_t epoch;
+  const std::vector<uint64_t> instances;     // of the workers, by rank
+  Scheduler scheduler;
+  RankStreams streams;
+  std::deque<Flight> flights = {};           // steps in flight, oldest first
   TimePoint due = TimePoint::max();          // when the oldest step in flight must have been answered
   uint64_t steps_committed = 0;
   TimePoint next_ping{};
   uint32_t pings_in_flight = 0;
   uint64_t steps_at_ping = 0;
   bool draining = false;
-  ReplicaMetrics::Step cost;
-
- private:
-  const uint64_t epoch_;
-  Scheduler scheduler_;
-  const std::vector<uint64_t> instances_;
-  const std::shared_ptr<Inbox<Message>> inbox_;
-
-  std::mutex mutex_;                         // gRPC threads: below
-  std::vector<uint64_t> answered_;           // steps per rank
-  uint64_t completed_ = 0;                   // steps all ranks answered
-  std::deque<v1::StepResult> results_;       // rank 0's, not completed
-  std::deque<uint32_t> forward_us_;          // slowest rank's, not completed
-
-  std::vector<std::unique_ptr<WorkerStream>> streams_;  // last: their callbacks use what is above
+  CpuMeter meter = {};
+  ReplicaMetrics::Cpu cpu = {};              // of this round
 };
 
 Replica::Replica(const ReplicaOptions& options, std::vector<std::string> addresses,
@@ -223,14 +164,24 @@ absl::Status Replica::FormAndServe(bool* served) {
 
   std::vector<uint64_t> instances;
   for (const v1::WorkerInfo& info : infos) instances.push_back(info.instance());
-  Incarnation life(epoch_, config, std::move(instances), inbox_, &group_);
+  RankStreamsEvents events{
+      .on_step = [inbox = inbox_, epoch = epoch_](v1::StepResult result, uint32_t slowest_forward_us) {
+        inbox->PutUrgent(StepDone{epoch, std::move(result), slowest_forward_us});
+      },
+      .on_broken = [inbox = inbox_, epoch = epoch_](uint32_t rank, absl::Status why) {
+        inbox->PutUrgent(Broken{epoch, rank, std::move(why)});
+      }};
+  Incarnation life{.epoch = epoch_,
+                   .instances = std::move(instances),
+                   .scheduler = Scheduler(config),
+                   .streams = RankStreams(group_, config.max_steps_in_flight, std::move(events), metrics_)};
   metrics_->Reset();
   *served = true;
   logged_error_.clear();
   LogInfo("replica ready replica={} epoch={} workers={} pages={} page_tokens={} forming_ms={}", options_.index, epoch_,
           group_.world_size(), config.num_pages, config.page_tokens,
           std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start).count());
-  Publish(life.scheduler().stats(), Clock::now());
+  Publish(life.scheduler.stats(), Clock::now());
   serving_ = true;
   inbox_->Open();
   SetState(ReplicaState::kReady, true);
@@ -249,16 +200,16 @@ absl::Status Replica::Serve(Incarnation* life) {
     const TimePoint now = Clock::now();
     if (now >= life->due) {
       return absl::DeadlineExceededError(absl::StrCat(
-          "worker ", group_.addresses()[life->MissingRank()], ": did not answer step ", life->steps_committed + 1,
+          "worker ", group_.addresses()[life->streams.MissingRank()], ": did not answer step ", life->steps_committed + 1,
           " within ", options_.step_timeout.count(), " ms (step-timeout-ms)"));
     }
     SendPlans(life);
     DeliverEvents(life);
-    metrics_->Count(life->cost);
-    life->cost = {};
-    Publish(life->scheduler().stats(), now);
+    Publish(life->scheduler.stats(), now);
     if (now >= life->next_ping) SendPings(life);
-    if (life->draining && life->scheduler().idle()) return absl::UnavailableError("a worker is draining");
+    life->meter.Charge(&life->cpu.other_seconds);
+    metrics_->Count(std::exchange(life->cpu, {}));
+    if (life->draining && life->scheduler.idle()) return absl::UnavailableError("a worker is draining");
   }
 }
 
@@ -267,17 +218,17 @@ absl::Status Replica::Handle(Message* message, Incarnation* life) {
     ++handled_adds_;
     handled_tokens_ += add->sequence->num_prompt_tokens;
     // Cancelled between two replicas: the cancel may have passed here before the sequence did.
-    if (!SequenceCancelled(*add->sequence)) life->scheduler().Add(std::move(add->sequence));
+    if (!SequenceCancelled(*add->sequence)) life->scheduler.Add(std::move(add->sequence));
     add->sequence.reset();
   } else if (auto* cancel = std::get_if<CancelMessage>(message)) {
-    life->scheduler().Cancel(cancel->sequence_id);
+    life->scheduler.Cancel(cancel->sequence_id);
   } else if (auto* done = std::get_if<StepDone>(message)) {
-    if (done->epoch != life->epoch()) return absl::OkStatus();
+    if (done->epoch != life->epoch) return absl::OkStatus();
     if (life->flights.empty()) return absl::InternalError("a worker answered a step that was not sent");
     const TimePoint now = Clock::now();
-    const double before = ThreadCpuSeconds();
-    NIBBLE_RETURN_IF_ERROR(life->scheduler().Commit(done->result, now, &events_));
-    life->cost.commit_cpu_seconds += ThreadCpuSeconds() - before;
+    life->meter.Charge(&life->cpu.other_seconds);
+    NIBBLE_RETURN_IF_ERROR(life->scheduler.Commit(done->result, now, &events_));
+    life->meter.Charge(&life->cpu.commit_seconds);
     ++life->steps_committed;
     const Incarnation::Flight& flight = life->flights.front();
     metrics_->ObserveStep(done->slowest_forward_us * 1e-6,
@@ -285,17 +236,17 @@ absl::Status Replica::Handle(Message* message, Incarnation* life) {
     life->flights.pop_front();
     life->due = life->flights.empty() ? TimePoint::max() : now + options_.step_timeout;
   } else if (auto* broken = std::get_if<Broken>(message)) {
-    if (broken->epoch != life->epoch()) return absl::OkStatus();
+    if (broken->epoch != life->epoch) return absl::OkStatus();
     const std::string worker = absl::StrCat("worker ", group_.addresses()[broken->rank]);
     if (!broken->why.ok()) return Annotate(broken->why, worker);
     return absl::UnavailableError(absl::StrCat(worker, ": its Execute stream ended"));
   } else if (auto* pong = std::get_if<Pong>(message)) {
-    if (pong->epoch != life->epoch()) return absl::OkStatus();
+    if (pong->epoch != life->epoch) return absl::OkStatus();
     --life->pings_in_flight;
     const bool progress = life->steps_committed != life->steps_at_ping;
     if (absl::IsDeadlineExceeded(pong->status) && progress) return absl::OkStatus();  // busy, not dead
     NIBBLE_RETURN_IF_ERROR(pong->status);
-    if (pong->instance != life->instance(pong->rank)) {
+    if (pong->instance != life->instances[pong->rank]) {
       return absl::UnavailableError(absl::StrCat("worker ", group_.addresses()[pong->rank], ": was restarted"));
     }
     if (pong->draining && !life->draining) {
@@ -309,37 +260,26 @@ absl::Status Replica::Handle(Message* message, Incarnation* life) {
 }
 
 void Replica::SendPlans(Incarnation* life) {
-  Scheduler& scheduler = life->scheduler();
-  double before = ThreadCpuSeconds();
-  while (scheduler.steps_in_flight() < options_.scheduler.max_steps_in_flight) {
+  life->meter.Charge(&life->cpu.other_seconds);
+  while (life->scheduler.steps_in_flight() < options_.scheduler.max_steps_in_flight) {
     const TimePoint now = Clock::now();
-    std::optional<v1::StepPlan> plan = scheduler.Schedule(now, &events_);
-    double after = ThreadCpuSeconds();
-    life->cost.schedule_cpu_seconds += after - before;
-    before = after;
+    std::optional<v1::StepPlan> plan = life->scheduler.Schedule(now, &events_);
     if (!plan.has_value()) break;
-    if (plan->step() == 1) plan->set_epoch(life->epoch());
-    life->cost.plans += 1;
-    life->cost.plan_bytes += plan->ByteSizeLong();
+    if (plan->step() == 1) plan->set_epoch(life->epoch);
     size_t rows = static_cast<size_t>(plan->decode_slots_size());
     for (const v1::PrefillChunk& chunk : plan->prefill()) rows += chunk.num_tokens();
-    life->Send(std::make_shared<const v1::StepPlan>(std::move(*plan)));
+    life->streams.Send(*std::move(plan));
     if (life->flights.empty()) life->due = now + options_.step_timeout;
     life->flights.push_back({now, rows});
-    after = ThreadCpuSeconds();
-    life->cost.send_cpu_seconds += after - before;
-    before = after;
   }
+  life->meter.Charge(&life->cpu.schedule_seconds);
 }
 
 void Replica::DeliverEvents(Incarnation* life) {
   if (events_.empty()) return;
-  const double before = ThreadCpuSeconds();
-  const size_t count = events_.size();
+  life->meter.Charge(&life->cpu.other_seconds);
   observer_->OnEvents(&events_);
-  events_.clear();
-  events_.reserve(count + 8);  // the next step will have about as many
-  life->cost.commit_cpu_seconds += ThreadCpuSeconds() - before;
+  life->meter.Charge(&life->cpu.commit_seconds);
 }
 
 void Replica::SendPings(Incarnation* life) {
@@ -349,7 +289,7 @@ void Replica::SendPings(Incarnation* life) {
   for (uint32_t rank = 0; rank < group_.world_size(); ++rank) {
     ++life->pings_in_flight;
     group_.Ping(rank, options_.step_timeout,
-                [inbox = inbox_, epoch = life->epoch(), rank](absl::Status status, const v1::WorkerInfo& info) {
+                [inbox = inbox_, epoch = life->epoch, rank](absl::Status status, const v1::WorkerInfo& info) {
                   inbox->PutUrgent(Pong{epoch, rank, std::move(status), info.instance(), info.draining()});
                 });
   }
@@ -362,14 +302,14 @@ absl::Status Replica::TakeDown(Incarnation* life, absl::Status why) {
   metrics_->CountFailure();
   DeliverEvents(life);  // of the steps committed before the failure: a replay continues behind them
   // A worker that ended its stream said why; a cancelled one has nothing to say.
-  const std::vector<absl::Status> ends = life->CloseStreams();
+  const std::vector<absl::Status> ends = life->streams.Close();
   for (size_t rank = 0; rank < ends.size(); ++rank) {
     if (ends[rank].ok() || absl::IsCancelled(ends[rank]) || absl::IsDeadlineExceeded(why)) continue;
     why = Annotate(ends[rank], absl::StrCat("worker ", group_.addresses()[rank]));
     break;
   }
 
-  std::vector<std::unique_ptr<Sequence>> lost = life->scheduler().TakeAll();
+  std::vector<std::unique_ptr<Sequence>> lost = life->scheduler.TakeAll();
   std::vector<Message> late;
   inbox_->Take(Clock::now(), &late);
   for (std::vector<Message>* left : {&messages_, &late}) {
@@ -390,7 +330,7 @@ absl::Status Replica::TakeDown(Incarnation* life, absl::Status why) {
     metrics_->CountReplayed(lost.size());
     observer_->OnSequencesLost(options_.index, std::move(lost), why);
   }
-  group_.Abort(life->epoch(), std::string(why.message()), options_.abort_timeout);
+  group_.Abort(life->epoch, std::string(why.message()), options_.abort_timeout);
   return why;
 }
 

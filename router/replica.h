@@ -19,11 +19,11 @@
 #include "absl/status/status.h"
 #include "router/inbox.h"
 #include "router/placement.h"
+#include "router/rank_streams.h"
 #include "router/replica_metrics.h"
 #include "router/scheduler.h"
 #include "router/sequence.h"
 #include "router/worker_group.h"
-#include "router/worker_stream.h"
 
 namespace nibble {
 
@@ -102,15 +102,15 @@ class Replica {
   struct CancelMessage {
     uint64_t sequence_id;
   };
-  struct StepDone {  // every rank has answered the step
+  struct StepDone {  // as RankStreamsEvents::on_step
     uint64_t epoch;
-    v1::StepResult result;       // rank 0's
-    uint32_t slowest_forward_us;  // over the ranks
+    v1::StepResult result;
+    uint32_t slowest_forward_us;
   };
-  struct Broken {  // a stream ended, or a worker broke the protocol
+  struct Broken {  // as RankStreamsEvents::on_broken
     uint64_t epoch;
     uint32_t rank;
-    absl::Status why;            // OK: ask the stream
+    absl::Status why;
   };
   struct Pong {
     uint64_t epoch;
@@ -121,7 +121,7 @@ class Replica {
   };
   struct Wake {};
   using Message = std::variant<AddMessage, CancelMessage, StepDone, Broken, Pong, Wake>;
-  class Incarnation;
+  struct Incarnation;
 
   void Run();
   // One life of the group, from the first call to the failure that ends it. *served: it was ready in between.

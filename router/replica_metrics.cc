@@ -24,7 +24,7 @@ struct Maker {
     auto with_part = labels;
     with_part["part"] = part;
     return registry->AddCounter({"nibble_router_step_cpu_seconds_total",
-                                 "CPU seconds of a replica's scheduler thread, by part of the step.", with_part});
+                                 "CPU seconds per replica: schedule, commit and other are its scheduler thread, send its sender.", with_part});
   }
   Histogram& NewHistogram(const char* name, const char* help, std::span<const double> buckets) const {
     return registry->AddHistogram({name, help, labels}, buckets);
@@ -62,8 +62,9 @@ ReplicaMetrics::ReplicaMetrics(MetricRegistry* r, const std::string& m, uint32_t
       generation_tokens_(For(r, m, i).NewCounter("nibble_generation_tokens_total", "Tokens generated.")),
       steps_(For(r, m, i).NewCounter("nibble_router_steps_total", "Plans sent.")),
       schedule_cpu_(For(r, m, i).NewCpu("schedule")),
-      send_cpu_(For(r, m, i).NewCpu("send")),
       commit_cpu_(For(r, m, i).NewCpu("commit")),
+      other_cpu_(For(r, m, i).NewCpu("other")),
+      send_cpu_(For(r, m, i).NewCpu("send")),
       plan_bytes_(For(r, m, i).NewCounter("nibble_router_plan_bytes_total", "Serialized plans, bytes, one rank's.")),
       forward_(For(r, m, i).NewHistogram("nibble_router_step_forward_seconds",
                                          "Seconds of a step on the replica's slowest rank.", kStepBuckets)),
@@ -93,14 +94,16 @@ void ReplicaMetrics::Update(const SchedulerStats& stats) {
   last_ = stats;
 }
 
-void ReplicaMetrics::Count(const Step& step) {
-  if (step.plans > 0) {
-    steps_.Increment(static_cast<double>(step.plans));
-    plan_bytes_.Increment(static_cast<double>(step.plan_bytes));
-    send_cpu_.Increment(step.send_cpu_seconds);
-  }
-  schedule_cpu_.Increment(step.schedule_cpu_seconds);
-  commit_cpu_.Increment(step.commit_cpu_seconds);
+void ReplicaMetrics::Count(const Cpu& cpu) {
+  schedule_cpu_.Increment(cpu.schedule_seconds);
+  commit_cpu_.Increment(cpu.commit_seconds);
+  other_cpu_.Increment(cpu.other_seconds);
+}
+
+void ReplicaMetrics::CountSend(double cpu_seconds, size_t plan_bytes) {
+  steps_.Increment();
+  send_cpu_.Increment(cpu_seconds);
+  plan_bytes_.Increment(static_cast<double>(plan_bytes));
 }
 
 void ReplicaMetrics::ObserveStep(double forward_seconds, double round_trip_seconds, size_t rows) {

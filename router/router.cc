@@ -118,7 +118,8 @@ absl::StatusOr<std::unique_ptr<Router>> Router::Start(const RouterConfig& config
   info.set_hidden_size(static_cast<uint32_t>(model.hidden_size));
   info.set_has_chat_template(router->intake_->has_chat_template());
   router->service_ = std::make_unique<InferenceService>(service, tokenizer, router->intake_.get(),
-                                                        router->fleet_.get(), router->request_metrics_.get());
+                                                        router->fleet_.get(), router->output_.get(),
+                                                        router->request_metrics_.get());
 
   if (!config.metrics_listen.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(router->metrics_server_, MetricsServer::Start(config.metrics_listen, router->metrics_));

@@ -18,13 +18,14 @@ void StepInFlight::Clear() {
   num_logprobs = num_prompt_scores = 0;
 }
 
-v1::Usage UsageOf(const Sequence& sequence) {
-  v1::Usage usage;
-  usage.set_prompt_tokens(sequence.num_prompt_tokens);
-  usage.set_completion_tokens(sequence.num_output_tokens());
-  usage.set_cached_tokens(sequence.cached_tokens);
-  usage.set_preemptions(sequence.preemptions);
-  return usage;
+SequenceEvent& AddEvent(const Sequence& sequence, TimePoint now, std::vector<SequenceEvent>* events) {
+  SequenceEvent& event = events->emplace_back();
+  event.sequence_id = sequence.id;
+  event.at = now;
+  event.cached_tokens = sequence.cached_tokens;
+  event.preemptions = sequence.preemptions;
+  event.first_scheduled_at = sequence.first_scheduled_at;
+  return event;
 }
 
 Scheduler::State::State(const SchedulerConfig& c)
@@ -105,15 +106,9 @@ std::unique_ptr<Sequence> Scheduler::State::End(Entry* entry) {
   return sequence;
 }
 
-void Scheduler::State::EndWithError(Entry* entry, absl::Status status, std::vector<SequenceEvent>* events) {
-  const std::unique_ptr<Sequence> sequence = End(entry);
-  SequenceEvent& event = events->emplace_back();
-  event.output = sequence->output;
-  event.sequence_id = sequence->id;
-  event.index = sequence->index;
-  event.usage = UsageOf(*sequence);
-  event.first_scheduled_at = sequence->first_scheduled_at;
-  event.status = std::move(status);
+void Scheduler::State::EndWithError(Entry* entry, absl::Status status, TimePoint now,
+                                    std::vector<SequenceEvent>* events) {
+  AddEvent(*End(entry), now, events).status = std::move(status);
 }
 
 void Scheduler::State::EndExpired(TimePoint now, std::vector<SequenceEvent>* events) {
@@ -123,11 +118,11 @@ void Scheduler::State::EndExpired(TimePoint now, std::vector<SequenceEvent>* eve
                  absl::DeadlineExceededError(absl::StrCat("deadline passed when ", entry->sequence->num_output_tokens(),
                                                           " of at most ", entry->sequence->max_tokens,
                                                           " output tokens were generated")),
-                 events);
+                 now, events);
   }
 }
 
-void Scheduler::State::EndImpossible(std::vector<SequenceEvent>* events) {
+void Scheduler::State::EndImpossible(TimePoint now, std::vector<SequenceEvent>* events) {
   if (config.num_pages == 0) return;
   for (const uint64_t id : unchecked) {
     const auto it = entries.find(id);
@@ -148,7 +143,7 @@ void Scheduler::State::EndImpossible(std::vector<SequenceEvent>* events) {
         absl::ResourceExhaustedError(absl::StrCat(
             "request needs ", pages, " KV pages (", sequence.num_prompt_tokens, " prompt tokens + max_tokens ",
             sequence.max_tokens, ", ", config.page_tokens, " tokens per page), a replica has ", tables.num_pages())),
-        events);
+        now, events);
   }
   unchecked.clear();
 }

@@ -6,6 +6,22 @@
 #include "router/scheduler_state.h"
 
 namespace nibble {
+namespace {
+
+// Between two steps hundreds of sequences fall out of the caches. Their lines are asked for a few samples ahead, each
+// once the line that points to it is there, so that the misses overlap instead of adding up.
+void Prefetch(const std::vector<StepInFlight::Sample>& samples, size_t next) {
+  if (next + 12 < samples.size()) __builtin_prefetch(samples[next + 12].entry);
+  if (next + 8 < samples.size()) __builtin_prefetch(samples[next + 8].entry->sequence.get());
+  if (next + 4 < samples.size()) {
+    const Sequence* sequence = samples[next + 4].entry->sequence.get();
+    if (sequence == nullptr) return;
+    __builtin_prefetch(&sequence->id);
+    __builtin_prefetch(sequence->token_ids.data() + sequence->token_ids.size(), 1);
+  }
+}
+
+}  // namespace
 
 absl::Status Scheduler::Commit(const v1::StepResult& result, TimePoint now, std::vector<SequenceEvent>* events) {
   State& s = *state_;
@@ -17,14 +33,16 @@ absl::Status Scheduler::Commit(const v1::StepResult& result, TimePoint now, std:
 
   int first_score = 0;
   for (const StepInFlight::PromptScores& scores : flight.prompt_scores) {
-    s.CommitPromptScores(scores, first_score, result, events);
+    s.CommitPromptScores(scores, first_score, result, now, events);
     first_score += static_cast<int>(scores.count);
   }
   int row = 0, logprobs_row = 0;
   for (const auto* samples : {&flight.prefill_samples, &flight.decode_samples}) {
-    for (const StepInFlight::Sample& sample : *samples) {
+    for (size_t i = 0; i < samples->size(); ++i) {
+      Prefetch(*samples, i);
+      const StepInFlight::Sample& sample = (*samples)[i];
       const v1::RowLogprobs* logprobs = sample.entry->wants_logprobs ? &result.logprobs(logprobs_row++) : nullptr;
-      s.CommitSample(sample.entry, flight.step, result.token_ids(row++), logprobs, now, events);
+      s.CommitSample(sample.entry, result.token_ids(row++), logprobs, now, events);
     }
   }
 
@@ -79,35 +97,27 @@ absl::Status Scheduler::State::CheckResult(const StepInFlight& flight, const v1:
   return absl::OkStatus();
 }
 
-SequenceEvent& Scheduler::State::EventOf(Entry* entry, uint64_t of_step, std::vector<SequenceEvent>* events) {
-  if (entry->event_step != of_step) {
-    entry->event_step = of_step;
-    entry->event = events->size();
-    SequenceEvent& event = events->emplace_back();
-    event.output = entry->sequence->output;
-    event.sequence_id = entry->sequence->id;
-    event.index = entry->sequence->index;
-  }
-  return (*events)[entry->event];
-}
-
 void Scheduler::State::CommitPromptScores(const StepInFlight::PromptScores& scores, int first,
-                                          const v1::StepResult& result, std::vector<SequenceEvent>* events) {
+                                          const v1::StepResult& result, TimePoint now,
+                                          std::vector<SequenceEvent>* events) {
   Entry* entry = scores.entry;
   --entry->results_in_flight;
   if (entry->phase == Entry::Phase::kEnded) return;
   // After a preemption or a replay the same positions are scored again.
-  const uint32_t sent = entry->sequence->prompt_logprobs_sent;  // positions 1..sent
+  Sequence& sequence = *entry->sequence;
+  const uint32_t begin = std::max(scores.first_position, sequence.prompt_logprobs_sent + 1);
   const uint32_t end = scores.first_position + scores.count;
-  for (uint32_t position = std::max(scores.first_position, sent + 1); position < end; ++position) {
-    EventOf(entry, result.step(), events)
-        .prompt_logprobs.push_back(result.prompt_logprobs(first + static_cast<int>(position - scores.first_position)));
-    entry->sequence->prompt_logprobs_sent = position;
+  if (begin >= end) return;
+  auto sent = std::make_unique<SequenceScores>();
+  for (uint32_t position = begin; position < end; ++position) {
+    sent->prompt_logprobs.push_back(result.prompt_logprobs(first + static_cast<int>(position - scores.first_position)));
   }
+  sequence.prompt_logprobs_sent = end - 1;
+  AddEvent(sequence, now, events).scores = std::move(sent);
 }
 
-void Scheduler::State::CommitSample(Entry* entry, uint64_t of_step, uint32_t token_id, const v1::RowLogprobs* logprobs,
-                                    TimePoint now, std::vector<SequenceEvent>* events) {
+void Scheduler::State::CommitSample(Entry* entry, uint32_t token_id, const v1::RowLogprobs* logprobs, TimePoint now,
+                                    std::vector<SequenceEvent>* events) {
   --entry->results_in_flight;
   --entry->samples_in_flight;
   if (entry->phase == Entry::Phase::kEnded) return;  // computed beyond a stop, or for a client that left
@@ -117,24 +127,21 @@ void Scheduler::State::CommitSample(Entry* entry, uint64_t of_step, uint32_t tok
   sequence.token_ids.push_back(token_id);
   if (entry->phase == Entry::Phase::kWaiting) ++waiting_tokens;  // preempted after this step was sent
   ++counters.generation_tokens;
-  if (sequence.first_token_at == TimePoint{}) sequence.first_token_at = now;
-  sequence.last_token_at = now;
 
-  SequenceEvent& event = EventOf(entry, of_step, events);
+  SequenceEvent& event = AddEvent(sequence, now, events);
   event.token_id = token_id;
-  if (logprobs != nullptr) event.logprobs = *logprobs;
-
+  if (logprobs != nullptr) {
+    event.scores = std::make_unique<SequenceScores>();
+    event.scores->logprobs = *logprobs;
+  }
   if (may_stop && std::binary_search(sequence.stop_ids.begin(), sequence.stop_ids.end(), token_id)) {
     event.finish = v1::FINISH_REASON_STOP;
-    event.matched_token_id = token_id;
   } else if (sequence.num_output_tokens() == sequence.max_tokens) {
     event.finish = v1::FINISH_REASON_LENGTH;
   }
   if (entry->phase == Entry::Phase::kRunning) {
     tables.Register(&entry->table, sequence.token_ids, entry->computed);
   }
-  event.usage = UsageOf(sequence);
-  event.first_scheduled_at = sequence.first_scheduled_at;
   if (event.finish.has_value()) End(entry);
 }
 

@@ -20,7 +20,7 @@ constexpr uint64_t kRetrySteps = 16;          // a sequence that did not fit is 
 std::optional<v1::StepPlan> Scheduler::Schedule(TimePoint now, std::vector<SequenceEvent>* events) {
   State& s = *state_;
   s.EndExpired(now, events);
-  s.EndImpossible(events);
+  s.EndImpossible(now, events);
   if (s.num_flights == s.config.max_steps_in_flight || s.config.num_pages == 0) return std::nullopt;
   if (s.running.empty() && s.waiting.empty()) return std::nullopt;
 

@@ -24,7 +24,9 @@ namespace nibble {
 //
 // While running, positions [0, computed) have been scheduled; up to prefill_end they are prefilled from known tokens,
 // from there each is the row of the token sampled last, known here (token_ids) or only on the device (in flight).
-struct Entry {
+//
+// What every token touches comes first, in one cache line.
+struct alignas(64) Entry {
   enum class Phase : uint8_t { kWaiting, kRunning, kEnded };
 
   std::unique_ptr<Sequence> sequence;  // null once ended
@@ -35,8 +37,6 @@ struct Entry {
   uint32_t prefill_end = 0;
   uint32_t samples_in_flight = 0;  // tokens to come
   uint32_t results_in_flight = 0;  // the same plus prompt scores: an ended entry is kept until they came
-  uint64_t event_step = 0;         // the step whose Commit gave it an event ...
-  size_t event = 0;                // ... and that event's index
   PageTable table;
 
   // While waiting, to look again only when it may help.
@@ -83,7 +83,8 @@ struct StepInFlight {
   void Clear();
 };
 
-v1::Usage UsageOf(const Sequence& sequence);
+// Appends an event that says what the sequence has cost so far.
+SequenceEvent& AddEvent(const Sequence& sequence, TimePoint now, std::vector<SequenceEvent>* events);
 
 struct Scheduler::State {
   explicit State(const SchedulerConfig& c);
@@ -96,9 +97,9 @@ struct Scheduler::State {
   void Preempt(Entry* entry);
   // The entry leaves the scheduler; what is in flight for it will be discarded.
   std::unique_ptr<Sequence> End(Entry* entry);
-  void EndWithError(Entry* entry, absl::Status status, std::vector<SequenceEvent>* events);
+  void EndWithError(Entry* entry, absl::Status status, TimePoint now, std::vector<SequenceEvent>* events);
   void EndExpired(TimePoint now, std::vector<SequenceEvent>* events);
-  void EndImpossible(std::vector<SequenceEvent>* events);
+  void EndImpossible(TimePoint now, std::vector<SequenceEvent>* events);
   void Clear();
 
   // ---- scheduler_plan.cc: what a plan is made of
@@ -123,11 +124,9 @@ struct Scheduler::State {
   absl::Status CheckResult(const StepInFlight& flight, const v1::StepResult& result) const;
   // first: index into result.prompt_logprobs.
   void CommitPromptScores(const StepInFlight::PromptScores& scores, int first, const v1::StepResult& result,
-                          std::vector<SequenceEvent>* events);
-  void CommitSample(Entry* entry, uint64_t of_step, uint32_t token_id, const v1::RowLogprobs* logprobs, TimePoint now,
+                          TimePoint now, std::vector<SequenceEvent>* events);
+  void CommitSample(Entry* entry, uint32_t token_id, const v1::RowLogprobs* logprobs, TimePoint now,
                     std::vector<SequenceEvent>* events);
-  // The one event a sequence has per step.
-  SequenceEvent& EventOf(Entry* entry, uint64_t of_step, std::vector<SequenceEvent>* events);
 
   SchedulerConfig config;
   PageTables tables;

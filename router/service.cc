@@ -84,6 +84,7 @@ class InferenceService::GenerateCall : public grpc::ServerWriteReactor<grpc::Byt
   void OnCancel() override { stream_->OnCancel(); }
   void OnDone() override {
     service_->metrics_->streams().Decrement();
+    service_->output_->Close(stream_->first_sequence_id());
     {
       std::lock_guard<std::mutex> lock(service_->mutex_);
       service_->calls_.erase(this);
@@ -112,8 +113,8 @@ class InferenceService::GenerateCall : public grpc::ServerWriteReactor<grpc::Byt
 };
 
 InferenceService::InferenceService(const ServiceOptions& options, const Tokenizer* tokenizer, const Intake* intake,
-                                   Fleet* fleet, RequestMetrics* metrics)
-    : options_(options), tokenizer_(tokenizer), intake_(intake), fleet_(fleet), metrics_(metrics),
+                                   Fleet* fleet, OutputPool* output, RequestMetrics* metrics)
+    : options_(options), tokenizer_(tokenizer), intake_(intake), fleet_(fleet), output_(output), metrics_(metrics),
       pool_queue_(kPoolQueue) {
   for (uint32_t i = 0; i < options_.tokenizer_threads; ++i) pool_.emplace_back(&InferenceService::PoolThread, this);
 }
@@ -193,20 +194,20 @@ void InferenceService::Begin(const v1::GenerateRequest& request, const std::shar
       .include_stop_str = params.include_stop_str_in_output(),
       .skip_special_tokens = !params.has_skip_special_tokens() || params.skip_special_tokens(),
       .prompt_logprobs = params.has_prompt_logprobs(),
+      .num_prompt_tokens = (*admitted)[0]->num_prompt_tokens,
       .max_tokens = (*admitted)[0]->max_tokens,
       .max_buffered_tokens = options_.max_buffered_tokens,
       .stall_timeout = options_.stall_timeout,
       .arrived_at = arrived_at,
   };
   LogDebug("generate request_id={} prompt_tokens={} n={} max_tokens={}", options.request_id,
-           (*admitted)[0]->num_prompt_tokens, options.n, options.max_tokens);
+           options.num_prompt_tokens, options.n, options.max_tokens);
   stream->Configure(std::move(options));
+  output_->Open(stream);
   for (auto& sequence : *admitted) {
     sequence->id = stream->first_sequence_id() + sequence->index;
     sequence->output = stream;
     sequence->deadline = deadline;
-    sequence->arrived_at = arrived_at;
-    sequence->queued_at = Clock::now();
   }
   if (absl::Status status = fleet_->Submit(*std::move(admitted)); !status.ok()) stream->Fail(status);
 }

@@ -18,6 +18,7 @@
 #include "nibble/v1/inference.grpc.pb.h"
 #include "router/fleet.h"
 #include "router/intake.h"
+#include "router/output_pool.h"
 #include "router/request_metrics.h"
 
 namespace nibble {
@@ -39,7 +40,7 @@ class InferenceService : public InferenceServiceBase {
  public:
   // Everything outlives the service.
   InferenceService(const ServiceOptions& options, const Tokenizer* tokenizer, const Intake* intake, Fleet* fleet,
-                   RequestMetrics* metrics);
+                   OutputPool* output, RequestMetrics* metrics);
   // No call may be running: the server is shut down before.
   ~InferenceService() override;
 
@@ -77,6 +78,7 @@ class InferenceService : public InferenceServiceBase {
   const Tokenizer* const tokenizer_;
   const Intake* const intake_;
   Fleet* const fleet_;
+  OutputPool* const output_;
   RequestMetrics* const metrics_;
   const TimePoint started_at_ = Clock::now();
 

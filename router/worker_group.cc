@@ -21,10 +21,9 @@ std::chrono::system_clock::time_point In(std::chrono::milliseconds timeout) {
 
 }  // namespace
 
-WorkerGroup::WorkerGroup(std::vector<std::string> addresses,
-                         const std::vector<std::shared_ptr<grpc::Channel>>& channels)
-    : addresses_(std::move(addresses)) {
-  for (const auto& channel : channels) stubs_.push_back(v1::Worker::NewStub(channel));
+WorkerGroup::WorkerGroup(std::vector<std::string> addresses, std::vector<std::shared_ptr<grpc::Channel>> channels)
+    : addresses_(std::move(addresses)), channels_(std::move(channels)) {
+  for (const auto& channel : channels_) stubs_.push_back(v1::Worker::NewStub(channel));
 }
 
 template <typename Request, typename Response>

@@ -28,11 +28,11 @@ struct GroupCapacity {
 class WorkerGroup {
  public:
   // One channel per worker, rank order.
-  WorkerGroup(std::vector<std::string> addresses, const std::vector<std::shared_ptr<grpc::Channel>>& channels);
+  WorkerGroup(std::vector<std::string> addresses, std::vector<std::shared_ptr<grpc::Channel>> channels);
 
   uint32_t world_size() const { return static_cast<uint32_t>(addresses_.size()); }
   const std::vector<std::string>& addresses() const { return addresses_; }
-  v1::Worker::Stub* stub(uint32_t rank) { return stubs_[rank].get(); }
+  const std::shared_ptr<grpc::Channel>& channel(uint32_t rank) const { return channels_[rank]; }
 
   // Errors name the worker. The first one cancels the calls that still run.
   absl::StatusOr<std::vector<v1::WorkerInfo>> GetInfo(std::chrono::milliseconds timeout);
@@ -58,6 +58,7 @@ class WorkerGroup {
                        std::vector<Response>* responses, std::chrono::milliseconds timeout, bool stop_at_error);
 
   const std::vector<std::string> addresses_;
+  const std::vector<std::shared_ptr<grpc::Channel>> channels_;
   std::vector<std::unique_ptr<v1::Worker::Stub>> stubs_;
 
   std::mutex mutex_;

@@ -9,9 +9,9 @@
 
 namespace nibble {
 
-WorkerStream::WorkerStream(v1::Worker::Stub* stub, uint32_t rank, WorkerStreamObserver* observer)
-    : rank_(rank), observer_(observer) {
-  stub->async()->Execute(&context_, this);
+WorkerStream::WorkerStream(std::shared_ptr<grpc::Channel> channel, uint32_t rank, WorkerStreamObserver* observer)
+    : rank_(rank), observer_(observer), stub_(std::move(channel)) {
+  stub_.PrepareBidiStreamingCall(&context_, "/nibble.v1.Worker/Execute", grpc::StubOptions(), this);
   AddHold();  // Send starts writes from outside the reactions
   StartRead(&result_);
   StartCall();
@@ -19,38 +19,43 @@ WorkerStream::WorkerStream(v1::Worker::Stub* stub, uint32_t rank, WorkerStreamOb
 
 WorkerStream::~WorkerStream() { NIBBLE_CHECK(done_, "a stream is closed before it is destroyed"); }
 
-void WorkerStream::Send(std::shared_ptr<const v1::StepPlan> plan) {
-  const v1::StepPlan* first = nullptr;
+void WorkerStream::Send(const grpc::ByteBuffer& plan) {
+  const grpc::ByteBuffer* first = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (broken_ || closed_) return;
-    unsent_.push_back(std::move(plan));
+    unsent_.push_back(plan);  // of references
     if (!writing_) {
       writing_ = true;
-      first = unsent_.front().get();
+      first = &unsent_.front();
     }
   }
   if (first != nullptr) StartWrite(first);  // without the lock: the write may complete inside
 }
 
 void WorkerStream::OnWriteDone(bool ok) {
-  const v1::StepPlan* next = nullptr;
+  const grpc::ByteBuffer* next = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     unsent_.pop_front();
     if (!ok || broken_ || closed_) unsent_.clear();
     writing_ = !unsent_.empty();
-    if (writing_) next = unsent_.front().get();
+    if (writing_) next = &unsent_.front();
   }
   if (next != nullptr) StartWrite(next);
 }
 
 void WorkerStream::OnReadDone(bool ok) {
+  absl::Status why;
   if (ok) {
-    observer_->OnResult(rank_, std::move(result_));
-    result_.Clear();
-    StartRead(&result_);
-    return;
+    v1::StepResult result;
+    if (grpc::SerializationTraits<v1::StepResult>::Deserialize(&result_, &result).ok()) {
+      observer_->OnResult(rank_, std::move(result));
+      StartRead(&result_);
+      return;
+    }
+    why = absl::InternalError("sent a result that is not a StepResult");
+    context_.TryCancel();
   }
   bool tell = false;
   {
@@ -58,7 +63,7 @@ void WorkerStream::OnReadDone(bool ok) {
     broken_ = true;
     tell = !closed_;
   }
-  if (tell) observer_->OnBroken(rank_);
+  if (tell) observer_->OnBroken(rank_, std::move(why));
 }
 
 absl::Status WorkerStream::Close() {

@@ -79,24 +79,21 @@ class OutputTest : public ::testing::Test {
   void Start(OutputOptions options) {
     options.request_id = "r";
     options.max_tokens = 100;
+    options.num_prompt_tokens = 7;
     options.arrived_at = Clock::now();
     stream_ = std::make_shared<OutputStream>(&writer_, &TestTokenizer(), &metrics_, 80,
                                              [this](uint64_t id) { cancelled_.push_back(id); });
     stream_->Configure(std::move(options));
   }
   // One token of sequence `index`; `last` = the scheduler's end.
-  void Token(uint32_t id, std::optional<v1::FinishReason> last = {}, uint32_t index = 0,
-             std::optional<uint32_t> matched = {}) {
+  void Token(uint32_t id, std::optional<v1::FinishReason> last = {}, uint32_t index = 0) {
     SequenceEvent event;
-    event.output = stream_;
     event.sequence_id = 80 + index;
-    event.index = index;
+    event.at = Clock::now();
     event.token_id = id;
     event.finish = last;
-    event.matched_token_id = matched;
-    event.usage.set_prompt_tokens(7);
-    event.usage.set_completion_tokens(++count_[index]);
-    stream_->Consume(std::move(event), Clock::now());
+    event.cached_tokens = 3;
+    stream_->Consume(std::move(event));
     stream_->Advance();
   }
   void ClientReads() {
@@ -119,7 +116,6 @@ class OutputTest : public ::testing::Test {
   FakeWriter writer_;
   std::shared_ptr<OutputStream> stream_;
   std::vector<uint64_t> cancelled_;
-  uint32_t count_[8] = {};
 };
 
 TEST_F(OutputTest, StreamsIdsTextAndFinish) {
@@ -132,6 +128,7 @@ TEST_F(OutputTest, StreamsIdsTextAndFinish) {
   EXPECT_EQ(writer_.finish()->finish_reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(writer_.finish()->usage().completion_tokens(), ids.size());
   EXPECT_EQ(writer_.finish()->usage().prompt_tokens(), 7u);
+  EXPECT_EQ(writer_.finish()->usage().cached_tokens(), 3u);
   EXPECT_TRUE(writer_.finished.has_value() && writer_.finished->ok());
   EXPECT_THAT(cancelled_, IsEmpty());
   for (const auto& m : writer_.messages) EXPECT_EQ(m.request_id(), "r");
@@ -145,7 +142,6 @@ TEST_F(OutputTest, StopStringCutsIdsAndTextAtTheSamePlaceWhateverTheTiming) {
   for (const bool read : {true, false}) {
     writer_ = FakeWriter();
     cancelled_.clear();
-    std::fill(std::begin(count_), std::end(count_), 0);
     Start({.stop = {"old hou"}});
     All(ids, read);
     ClientReadsAll();
@@ -199,7 +195,7 @@ TEST_F(OutputTest, TheStopTokenHasNoText) {
   for (size_t i = 0; i + 1 < ids.size(); ++i) Token(ids[i]);
   ClientReadsAll();
   const std::string before = writer_.text();
-  Token(ids.back(), v1::FINISH_REASON_STOP, 0, ids.back());
+  Token(ids.back(), v1::FINISH_REASON_STOP);
   ClientReadsAll();
   EXPECT_EQ(writer_.text(), before);
   EXPECT_EQ(writer_.ids(), ids);

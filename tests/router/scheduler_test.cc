@@ -122,9 +122,7 @@ TEST_F(SchedulerTest, RunsAheadAndNeverBeyondMaxTokens) {
   EXPECT_EQ(events[0].token_id, 50u);
   EXPECT_FALSE(events[1].finish.has_value());
   EXPECT_EQ(events[2].finish, v1::FINISH_REASON_LENGTH);
-  EXPECT_FALSE(events[2].matched_token_id.has_value());
-  EXPECT_EQ(events[2].usage.prompt_tokens(), 6u);
-  EXPECT_EQ(events[2].usage.completion_tokens(), 3u);
+  EXPECT_EQ(events[2].at, kNow);
   EXPECT_TRUE(scheduler_->idle());
   EXPECT_EQ(scheduler_->stats().free_pages, 100u);
 }
@@ -149,8 +147,7 @@ TEST_F(SchedulerTest, AStopDiscardsWhatWasComputedBeyondIt) {
   const auto events = TakeEvents();
   ASSERT_THAT(events, SizeIs(1));
   EXPECT_EQ(events[0].finish, v1::FINISH_REASON_STOP);
-  EXPECT_EQ(events[0].matched_token_id, 9u);
-  EXPECT_EQ(events[0].usage.completion_tokens(), 1u);
+  EXPECT_EQ(events[0].token_id, 9u);
   EXPECT_FALSE(scheduler_->idle()) << "step 2 is in flight";
   Commit(2, {5});
   EXPECT_THAT(TakeEvents(), IsEmpty());
@@ -387,8 +384,7 @@ TEST_F(SchedulerTest, PreemptsTheLowestRankAndResumesItWithWhatItGenerated) {
     if (!scheduler_->idle()) Schedule();
   }
   const auto events = TakeEvents();
-  EXPECT_EQ(events.back().usage.preemptions(), 1u);
-  EXPECT_EQ(events.back().usage.completion_tokens(), 4u);
+  EXPECT_EQ(events.back().preemptions, 1u);
 }
 
 TEST_F(SchedulerTest, AdmitsNobodyInAStepThatPreempts) {
@@ -468,7 +464,7 @@ TEST_F(SchedulerTest, RejectsResultsThatDoNotMatchAndAppliesNothing) {
   EXPECT_THAT(scheduler_->Commit(extra_score, kNow, &events_).message(), HasSubstr("1 prompt_logprobs, expected 0"));
   EXPECT_THAT(TakeEvents(), IsEmpty());
   Commit(good);
-  EXPECT_EQ(TakeEvents().at(0).logprobs->token_id(), 5u);
+  EXPECT_EQ(TakeEvents().at(0).scores->logprobs->token_id(), 5u);
 }
 
 TEST_F(SchedulerTest, TakeAllHandsBackEverythingAndAReplayRepeatsNothing) {
@@ -489,7 +485,7 @@ TEST_F(SchedulerTest, TakeAllHandsBackEverythingAndAReplayRepeatsNothing) {
   Schedule();
   Commit(scored(1, {1, 2, 3, 4}, {}));
   ASSERT_THAT(events_, SizeIs(1));
-  EXPECT_THAT(TakeEvents()[0].prompt_logprobs, SizeIs(4));
+  EXPECT_THAT(TakeEvents()[0].scores->prompt_logprobs, SizeIs(4));
   Schedule();  // in flight when the replica is lost
   std::vector<std::unique_ptr<Sequence>> sequences = scheduler_->TakeAll();
   ASSERT_THAT(sequences, SizeIs(2));
@@ -507,10 +503,12 @@ TEST_F(SchedulerTest, TakeAllHandsBackEverythingAndAReplayRepeatsNothing) {
   Schedule();
   Commit(scored(2, {5, 6, 7}, {30}));
   const auto events = TakeEvents();
-  ASSERT_THAT(events, SizeIs(1)) << "scores and token of one step are one event";
-  ASSERT_THAT(events[0].prompt_logprobs, SizeIs(3));
-  EXPECT_EQ(events[0].prompt_logprobs[0].token_id(), 5u);
-  EXPECT_EQ(events[0].token_id, 30u);
+  ASSERT_THAT(events, SizeIs(2)) << "scores come before the token";
+  ASSERT_THAT(events[0].scores->prompt_logprobs, SizeIs(3));
+  EXPECT_EQ(events[0].scores->prompt_logprobs[0].token_id(), 5u);
+  EXPECT_FALSE(events[0].token_id.has_value());
+  EXPECT_EQ(events[1].token_id, 30u);
+  EXPECT_EQ(events[1].scores, nullptr);
 }
 
 TEST_F(SchedulerTest, WithoutCapacityNothingIsScheduledOrRefused) {
@@ -530,10 +528,8 @@ TEST_F(SchedulerTest, StampsTimesForMetrics) {
   scheduler_->Schedule(kNow, &events_);
   const TimePoint later = kNow + std::chrono::milliseconds(5);
   ASSERT_TRUE(scheduler_->Commit(Result(1, {5}), later, &events_).ok());
-  const auto sequences = scheduler_->TakeAll();
-  EXPECT_EQ(sequences[0]->first_scheduled_at, kNow);
-  EXPECT_EQ(sequences[0]->first_token_at, later);
-  EXPECT_EQ(sequences[0]->last_token_at, later);
+  EXPECT_EQ(events_.at(0).first_scheduled_at, kNow);
+  EXPECT_EQ(events_.at(0).at, later);
 }
 
 TEST_F(SchedulerTest, ASteadyDecodePlanIsSmall) {
