@@ -30,6 +30,8 @@ class CudaOps final : public Ops {
     (void)cudaStreamDestroy(device_.stream);
   }
 
+  const Device& device() const { return device_; }
+
   std::string Describe() const override {
     size_t free = 0, total = 0;
     NIBBLE_CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -137,6 +139,11 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const CudaOptions& options) {
                                                cudaGetErrorName(error), ", ", cudaGetErrorString(error)));
   }
   return std::make_unique<CudaOps>(device, stream);
+}
+
+const cuda::Device* cuda::DeviceOf(const Ops& ops) {
+  const auto* cuda_ops = dynamic_cast<const CudaOps*>(&ops);
+  return cuda_ops == nullptr ? nullptr : &cuda_ops->device();
 }
 
 }  // namespace nibble

@@ -24,4 +24,11 @@ struct CudaOptions {
 // so with INTERNAL, then and ever after.
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const CudaOptions& options);
 
+namespace cuda {
+struct Device;
+
+// The device of `ops` and the stream it issues on, for capturing and timing its operators; null for another backend.
+const Device* DeviceOf(const Ops& ops);
+}  // namespace cuda
+
 }  // namespace nibble
