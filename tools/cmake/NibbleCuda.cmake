@@ -22,21 +22,34 @@ endif()
 
 # nibble_cuda_library(NAME n SRCS ... LIBS ... ARCHITECTURES 80 90a)   CUDA kernels behind plain C++ headers, built for
 # those of the architectures that NIBBLE_CUDA_ARCHITECTURES names; nothing in a build without CUDA.
+# nibble_cuda_binary(...)   the same arguments; an executable.
 # --fmad=false: a row's bits must not depend on what the compiler chose to fuse; fused multiply-adds are written as such,
 # as on the CPU. Kernels that spill registers do not build (check_ptxas.sh).
-function(nibble_cuda_library)
-  cmake_parse_arguments(A "" "NAME" "SRCS;LIBS;ARCHITECTURES" ${ARGN})
-  if(NOT NIBBLE_CUDA)
-    return()
-  endif()
+function(_nibble_cuda_configure name)
+  cmake_parse_arguments(A "" "" "LIBS;ARCHITECTURES" ${ARGN})
   set(code "")
   foreach(architecture ${A_ARCHITECTURES})
     if(architecture IN_LIST NIBBLE_CUDA_ARCHITECTURES)
       list(APPEND code "SHELL:-gencode=arch=compute_${architecture},code=sm_${architecture}")
     endif()
   endforeach()
-  add_library(${A_NAME} STATIC ${A_SRCS})
-  _nibble_configure(${A_NAME} LIBS ${A_LIBS} CUDA::cudart_static)
-  target_compile_options(${A_NAME} PRIVATE 
+  _nibble_configure(${name} LIBS ${A_LIBS} CUDA::cudart_static)
+  target_compile_options(${name} PRIVATE
     "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-Xcompiler=-Wall,-fPIC>" "$<$<COMPILE_LANGUAGE:CUDA>:${code}>")
+endfunction()
+
+function(nibble_cuda_library)
+  cmake_parse_arguments(A "" "NAME" "SRCS;LIBS;ARCHITECTURES" ${ARGN})
+  if(NIBBLE_CUDA)
+    add_library(${A_NAME} STATIC ${A_SRCS})
+    _nibble_cuda_configure(${A_NAME} LIBS ${A_LIBS} ARCHITECTURES ${A_ARCHITECTURES})
+  endif()
+endfunction()
+
+function(nibble_cuda_binary)
+  cmake_parse_arguments(A "" "NAME" "SRCS;LIBS;ARCHITECTURES" ${ARGN})
+  if(NIBBLE_CUDA)
+    add_executable(${A_NAME} ${A_SRCS})
+    _nibble_cuda_configure(${A_NAME} LIBS ${A_LIBS} ARCHITECTURES ${A_ARCHITECTURES})
+  endif()
 endfunction()
