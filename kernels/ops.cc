@@ -8,7 +8,7 @@
 namespace nibble {
 namespace {
 
-constexpr int64_t kMaxQuantizedK = int64_t{1} << 15;  // |Σ x8 · (q4 · s2 + m)| <= 127 · 359 · K stays below 2^31
+constexpr int64_t kMaxQuantizedK = int64_t{1} << 15;  // |Σ x8 · (q4 · s2 + m)| <= 127 · 127 · K stays below 2^31
 
 void CheckRows(const Rows& rows, const char* name) {
   NIBBLE_CHECK(rows.rows >= 0 && rows.cols > 0, absl::StrCat(name, " is [", rows.rows, ", ", rows.cols, "]"));
@@ -85,10 +85,10 @@ absl::StatusOr<std::unique_ptr<Weight>> Ops::PackW4(std::span<const W4View> part
     const int64_t groups = part.k / kBlock;
     for (int64_t i = 0; i < part.n * groups; ++i) {
       const int scale = part.group_scale[i], minimum = part.group_min[i];
-      if (scale > 16 || minimum < -119 || minimum > 119) {
-        return absl::InvalidArgumentError(absl::StrCat("group ", i % groups, " of output ", i / groups, " has scale ",
-                                                       scale, " and minimum ", minimum,
-                                                       ", must be at most 16 and in -119..119"));
+      if (scale > 16 || minimum < -119 || minimum + 15 * scale > 127) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("group ", i % groups, " of output ", i / groups, " has scale ", scale, " and minimum ", minimum,
+                         "; a scale is at most 16 and all of minimum + code · scale in -119..127"));
       }
     }
   }
@@ -157,7 +157,8 @@ void Ops::Linear(const LinearArgs& args) {
   NIBBLE_CHECK_EQ(args.out.cols, args.weight->n);
   if (args.input.rows == 0) return;
   if (args.input.codes != nullptr) {
-    NIBBLE_CHECK(args.input.scales != nullptr, "input has codes but no scales");
+    NIBBLE_CHECK(args.input.scales != nullptr && args.input.code_sums != nullptr,
+                 "input has codes but no scales or no code_sums");
   } else {
     CheckRows(args.input.dense, "input.dense");
     NIBBLE_CHECK_EQ(args.input.dense.rows, args.input.rows);

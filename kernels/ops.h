@@ -60,7 +60,7 @@ struct LinearInput {
   Rows dense;                       // used iff codes is null
   int8_t* codes = nullptr;          // [T, K]
   float* scales = nullptr;          // [T]
-  int32_t* code_sums = nullptr;     // [T] Σ_k codes[t,k]: lets a GEMM use unsigned weights
+  int32_t* code_sums = nullptr;     // [T] Σ_k codes[t,k], for unsigned weights; null: not wanted, but Linear does
   uint8_t* exponents = nullptr;     // [T, K/128] shared exponents of 4-bit blocks, 0 for 8-bit ones; null: not wanted
 };
 
@@ -79,7 +79,7 @@ struct W4View {
   int64_t k = 0;                          // multiple of 128
   const uint8_t* qweight = nullptr;       // [N, K/2], low nibble = even k
   const uint8_t* group_scale = nullptr;   // [N, K/128], 1..16
-  const int8_t* group_min = nullptr;      // [N, K/128], -119..119
+  const int8_t* group_min = nullptr;      // [N, K/128], -119..127, also after adding 15 scales
   const float* channel_scale = nullptr;   // [N]
 };
 // Logical dense weight of one projection, host memory.

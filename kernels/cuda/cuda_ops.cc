@@ -9,9 +9,15 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
+#include "kernels/cuda/attention/attention.h"
+#include "kernels/cuda/dense/dense.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/rows/rows.h"
+#include "kernels/cuda/sampling/sampling.h"
 #include "kernels/cuda/staging.h"
+#ifdef NIBBLE_CUDA_GEMM_W4AX
+#include "kernels/cuda/gemm_w4ax/gemm.h"
+#endif
 
 namespace nibble {
 namespace {
@@ -23,7 +29,7 @@ void FreeDevice(void* memory) { (void)cudaFree(memory); }  // fails only on a lo
 
 class CudaOps final : public Ops {
  public:
-  CudaOps(const Device& device, cudaStream_t stream) : device_(device), staging_(stream) { device_.stream = stream; }
+  explicit CudaOps(const Device& device) : device_(device), staging_(device.stream) {}
   ~CudaOps() override {
     Bind();
     (void)cudaStreamSynchronize(device_.stream);
@@ -31,6 +37,14 @@ class CudaOps final : public Ops {
   }
 
   const Device& device() const { return device_; }
+
+  // What operators find ready.
+  absl::Status Prepare() {
+#ifdef NIBBLE_CUDA_ATTENTION
+    NIBBLE_ASSIGN_OR_RETURN(attention_counters_, Allocate(static_cast<size_t>(cuda::AttentionCounterBytes(device_))));
+#endif
+    return absl::OkStatus();
+  }
 
   std::string Describe() const override {
     size_t free = 0, total = 0;
@@ -74,10 +88,33 @@ class CudaOps final : public Ops {
   }
 
  protected:
-  absl::StatusOr<std::unique_ptr<Weight>> DoPackW4(std::span<const W4View> parts) override { return Missing(); }
-  absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) override { return Missing(); }
+  absl::StatusOr<std::unique_ptr<Weight>> DoPackW4(std::span<const W4View> parts) override {
+    Bind();
+#ifdef NIBBLE_CUDA_GEMM_W4AX
+    if (device_.capability == 90) {
+      int64_t n = 0;
+      for (const W4View& part : parts) n += part.n;
+      NIBBLE_RETURN_IF_ERROR(ReserveScratch(
+          cuda::LinearW4AxScratchBytes(n, parts[0].k, kMaxLinearRows, device_.multiprocessors)));
+      return cuda::PackW4Ax(device_, staging_, parts);
+    }
+#endif
+    return absl::UnimplementedError(
+        absl::StrCat("this build has no 4-bit linear layers for compute capability ", device_.capability / 10, ".",
+                     device_.capability % 10));
+  }
+  absl::StatusOr<std::unique_ptr<Weight>> DoPackDense(std::span<const DenseView> parts) override {
+    Bind();
+    return cuda::PackDense(device_, staging_, parts);
+  }
 
-  void DoBeginStep(const BeginStepArgs& args) override {}
+  void DoBeginStep(const BeginStepArgs& args) override {
+    Bind();
+#ifdef NIBBLE_CUDA_ATTENTION
+    NeedScratch(
+        cuda::AttentionScratchBytes(device_, args.layout, args.q_heads, args.step.rows, args.step.max_pages));
+#endif
+  }
   void DoEmbed(const EmbedArgs& args) override {
     Bind();
     cuda::Embed(device_, args);
@@ -94,14 +131,39 @@ class CudaOps final : public Ops {
     Bind();
     cuda::SiluMulQuantize(device_, args, PlanOf(*args.coding, args.gate_up.dtype));
   }
-  void DoLinear(const LinearArgs& args) override { NIBBLE_CHECK(false, "no linear layers"); }
-  void DoRopeAppend(const RopeAppendArgs& args) override { NIBBLE_CHECK(false, "no attention"); }
-  void DoAttention(const AttentionArgs& args) override { NIBBLE_CHECK(false, "no attention"); }
-  void DoRecordHistory(const RecordHistoryArgs& args) override { NIBBLE_CHECK(false, "no sampling"); }
-  void DoSample(const SampleArgs& args) override { NIBBLE_CHECK(false, "no sampling"); }
+  void DoLinear(const LinearArgs& args) override {
+    Bind();
+    if (args.input.codes == nullptr) return cuda::LinearDense(device_, args);
+#ifdef NIBBLE_CUDA_GEMM_W4AX
+    NIBBLE_CHECK_LE(args.input.rows, kMaxLinearRows);
+    cuda::LinearW4Ax(device_, args);
+#endif
+  }
+  void DoRopeAppend(const RopeAppendArgs& args) override {
+    Bind();
+#ifdef NIBBLE_CUDA_ATTENTION
+    cuda::RopeAppend(device_, args);
+#endif
+  }
+  void DoAttention(const AttentionArgs& args) override {
+    Bind();
+#ifdef NIBBLE_CUDA_ATTENTION
+    cuda::Attention(device_, args, attention_counters_.as<uint32_t>());
+#endif
+  }
+  void DoRecordHistory(const RecordHistoryArgs& args) override {
+    Bind();
+    cuda::RecordHistory(device_, args);
+  }
+  void DoSample(const SampleArgs& args) override {
+    Bind();
+    NeedScratch(cuda::SampleScratchBytes(args.rows, args.vocab, device_.capability, device_.shared_bytes));
+    cuda::Sample(device_, args);
+  }
 
  private:
-  static absl::Status Missing() { return absl::UnimplementedError("this build has no linear layers for CUDA"); }
+  // Rows of one quantized linear for which scratch is set aside when its weight is packed.
+  static constexpr int64_t kMaxLinearRows = 16384;
 
   // The current device is a thread's own, and any thread may call.
   void Bind() const { (void)cudaSetDevice(device_.ordinal); }
@@ -112,6 +174,28 @@ class CudaOps final : public Ops {
   absl::Status Dead(cudaError_t error) const {
     return absl::InternalError(absl::StrCat("CUDA device ", device_.ordinal, " failed: ", cudaGetErrorName(error), ", ",
                                             cudaGetErrorString(error), "; it stays unusable until this process ends"));
+  }
+
+  // Makes scratch at least `bytes` large. Outgrown memory stays, for graphs that were captured with it; as sizes at least
+  // double, it is no more than what is in use.
+  absl::Status ReserveScratch(int64_t bytes) {
+    if (bytes <= device_.scratch_bytes) return absl::OkStatus();
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(device_.stream, &capture) == cudaSuccess) {
+      NIBBLE_CHECK(capture == cudaStreamCaptureStatusNone,
+                   absl::StrCat("scratch must grow to ", bytes, " bytes: run a step of this size before capturing it"));
+    }
+    const int64_t grown = std::max(bytes, 2 * device_.scratch_bytes);
+    NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, Allocate(static_cast<size_t>(grown)));
+    device_.scratch = buffer.as<uint8_t>();
+    device_.scratch_bytes = grown;
+    scratch_.push_back(std::move(buffer));
+    return absl::OkStatus();
+  }
+  // For operators, which have no way to report that memory ran out.
+  void NeedScratch(int64_t bytes) {
+    const absl::Status status = ReserveScratch(bytes);
+    NIBBLE_CHECK(status.ok(), status.ToString());
   }
 
   RowPlan PlanOf(const InputCoding& coding, DType dtype) const {
@@ -126,24 +210,23 @@ class CudaOps final : public Ops {
 
   Device device_;
   cuda::Staging staging_;
+  std::vector<Buffer> scratch_;  // the last is in use
+  Buffer attention_counters_;
   cudaError_t error_ = cudaSuccess;  // the first, kept: a dead device stays dead
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const CudaOptions& options) {
-  NIBBLE_ASSIGN_OR_RETURN(const Device device, cuda::OpenDevice(options.device));
-  cudaStream_t stream = nullptr;
-  if (const cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking); error != cudaSuccess) {
+  NIBBLE_ASSIGN_OR_RETURN(Device device, cuda::OpenDevice(options.device));
+  if (const cudaError_t error = cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking);
+      error != cudaSuccess) {
     return absl::UnavailableError(absl::StrCat("device ", options.device, " cannot be used: ",
                                                cudaGetErrorName(error), ", ", cudaGetErrorString(error)));
   }
-  return std::make_unique<CudaOps>(device, stream);
-}
-
-const cuda::Device* cuda::DeviceOf(const Ops& ops) {
-  const auto* cuda_ops = dynamic_cast<const CudaOps*>(&ops);
-  return cuda_ops == nullptr ? nullptr : &cuda_ops->device();
+  auto ops = std::make_unique<CudaOps>(device);
+  NIBBLE_RETURN_IF_ERROR(ops->Prepare());
+  return ops;
 }
 
 }  // namespace nibble

@@ -1,4 +1,5 @@
 // Linear layers against integer and double arithmetic, and the independence of rows.
+#include <algorithm>
 #include <cmath>
 
 #include "tests/kernels/backends.h"
@@ -27,8 +28,9 @@ W4Tensors RandomW4(int64_t n, int64_t k, uint32_t seed) {
   t.qweight.resize(n * k / 2);
   for (uint8_t& x : t.qweight) x = random() % 8 == 0 ? 0xff : random();
   for (int64_t i = 0; i < n * k / kBlock; ++i) {
-    t.group_scale.push_back(1 + random() % 16);
-    t.group_min.push_back(static_cast<int8_t>(static_cast<int>(random() % 239) - 119));
+    const int scale = 1 + static_cast<int>(random() % 16), highest = std::min(119, 127 - 15 * scale);
+    t.group_scale.push_back(static_cast<uint8_t>(scale));
+    t.group_min.push_back(static_cast<int8_t>(static_cast<int>(random() % (highest + 120)) - 119));
   }
   for (int64_t i = 0; i < n; ++i) t.channel_scale.push_back(0.001f + 0.0001f * (random() % 100));
   return t;

@@ -55,9 +55,14 @@ void BM_W4Linear(benchmark::State& state) {
   NIBBLE_CHECK(weight.ok());
   auto codes = RandomBytes<int8_t>(rows * k);
   std::vector<float> scales(rows, 0.1f);
+  std::vector<int32_t> code_sums(rows);
   std::vector<BF16> out(rows * n);
   for (auto _ : state) {
-    ops->Linear({.input = {.rows = rows, .k = k, .codes = codes.data(), .scales = scales.data()},
+    ops->Linear({.input = {.rows = rows,
+                           .k = k,
+                           .codes = codes.data(),
+                           .scales = scales.data(),
+                           .code_sums = code_sums.data()},
                  .weight = weight->get(),
                  .out = {out.data(), DType::kBF16, rows, n}});
     benchmark::DoNotOptimize(out.data());
@@ -323,7 +328,12 @@ class DecodeStep {
   LinearInput Coded(int64_t k) {
     codes_.resize(rows_ * kF);
     scales_.resize(rows_);
-    return {.rows = rows_, .k = k, .codes = codes_.data(), .scales = scales_.data()};
+    code_sums_.resize(rows_);
+    return {.rows = rows_,
+            .k = k,
+            .codes = codes_.data(),
+            .scales = scales_.data(),
+            .code_sums = code_sums_.data()};
   }
   void Norm(const Rows& hidden, const Rows* delta, int64_t k, LinearInput* out) {
     const InputCoding coding = {.k = k, .quantized = true, .block_bits = kBits};
@@ -339,6 +349,7 @@ class DecodeStep {
   std::vector<BF16> hidden_, delta_, qkv_, mixed_, gate_up_, normed_;
   std::vector<int8_t> codes_;
   std::vector<float> scales_, logits_, cos_sin_;
+  std::vector<int32_t> code_sums_;
   std::vector<int32_t> positions_, row_sequence_, row_begin_, tables_, ids_;
   std::vector<SampleRow> params_;
 };

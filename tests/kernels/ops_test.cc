@@ -64,7 +64,7 @@ TEST_F(OpsDeathTest, WeightsAndInputsMustMatch) {
   auto dense = ops_->PackDense({&view, 1});
   ASSERT_TRUE(dense.ok());
   const Rows out = {values_.data(), DType::kF32, 1, 16};
-  const LinearInput coded = {.rows = 1, .k = 128, .codes = codes_.data(), .scales = values_.data()};
+  const LinearInput coded = {.rows = 1, .k = 128, .codes = codes_.data(), .scales = values_.data(), .code_sums = ids_.data()};
   EXPECT_DEATH(ops_->Linear({.input = coded, .weight = dense->get(), .out = out}), "PackW4");
   const Rows wide = {values_.data(), DType::kF32, 1, 17};
   EXPECT_DEATH(ops_->Linear({.input = coded, .weight = dense->get(), .out = wide}), "17 vs 16");

@@ -90,7 +90,19 @@ class CodedOutput {
     }
   }
   LinearInput* input() { return &input_; }
-  CodedRows Get() const { return {codes_.Get(), scales_.Get(), sums_.Get(), exponents_.Get(), dense_.Bytes(), rows_}; }
+  // NaNs become one NaN: their payload is no backend's business.
+  CodedRows Get() const {
+    CodedRows rows = {codes_.Get(), scales_.Get(), sums_.Get(), exponents_.Get(), dense_.Bytes(), rows_};
+    for (float& scale : rows.scales) {
+      if (std::isnan(scale)) scale = std::nanf("");
+    }
+    const std::vector<float> values = dense_.Get();
+    const size_t each = values.empty() ? 0 : rows.dense.size() / values.size();
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (std::isnan(values[i])) std::memset(&rows.dense[i * each], 0xff, each);
+    }
+    return rows;
+  }
 
  private:
   bool quantized_;
