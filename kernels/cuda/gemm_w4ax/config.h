@@ -19,16 +19,19 @@ inline constexpr int kW4AxBlockBytes = 4224;  // one block of weights in device 
 constexpr int64_t W4AxRowBlocks(int64_t n) { return (n + kRowBlock - 1) / kRowBlock; }
 constexpr int64_t W4AxDepthBlocks(int64_t k) { return (k + 2 * kDepthBlock - 1) / (2 * kDepthBlock) * 2; }
 constexpr int64_t W4AxBytes(int64_t n, int64_t k) { return W4AxRowBlocks(n) * W4AxDepthBlocks(k) * kW4AxBlockBytes; }
+// A step of several depth blocks may read past K: into the next row block, whose product with activations past K, zeros,
+// is zero, or past the last one into this slack.
+inline constexpr int64_t kW4AxSlackBytes = 2 * kW4AxBlockBytes;
 
 inline constexpr int kConsumers = 2;          // warpgroups that multiply; a third one copies
 
 // A thread block computes tiles of `rows()` weight rows × `tokens` tokens. Its two consumer warpgroups either take
-// different rows (each `blocks` row blocks), or, with shares_depth, the same 64 rows and every other depth block, and
-// add their sums at the end. With cluster == 2 two thread blocks take one half of K each and add their sums.
+// different rows (each `blocks` row blocks), or, with shares_depth, the same 64 rows and different depth blocks (each
+// `blocks` of a step), and add their sums at the end. With cluster == 2 two thread blocks take one half of K each and add their sums.
 struct GemmConfig {
   std::string_view name;
   int tokens;             // 16, 32, 64, 128, 256
-  int blocks;             // row blocks of a warpgroup
+  int blocks;             // weight blocks of a warpgroup in a step
   bool shares_depth;
   int cluster;            // thread blocks that share K
   int residents;          // thread blocks per multiprocessor that shared memory and registers are cut for
@@ -38,13 +41,14 @@ struct GemmConfig {
   NIBBLE_HOST_DEVICE constexpr int row_blocks() const { return shares_depth ? 1 : kConsumers * blocks; }
   NIBBLE_HOST_DEVICE constexpr int rows() const { return kRowBlock * row_blocks(); }
   // A step of the pipeline.
-  NIBBLE_HOST_DEVICE constexpr int depth_blocks() const { return shares_depth ? kConsumers : 1; }
+  NIBBLE_HOST_DEVICE constexpr int depth_blocks() const { return shares_depth ? kConsumers * blocks : 1; }
   NIBBLE_HOST_DEVICE constexpr int step_blocks() const { return kConsumers * blocks; }  // weight blocks, whichever way they lie
   NIBBLE_HOST_DEVICE constexpr int weight_bytes() const { return step_blocks() * kW4AxBlockBytes; }
   NIBBLE_HOST_DEVICE constexpr int activation_bytes() const { return depth_blocks() * tokens * kDepthBlock; }
 
-  // Sums of a thread, and how many of them pass to a peer at a time.
-  NIBBLE_HOST_DEVICE constexpr int sums() const { return blocks * tokens / 2; }
+  // Row blocks whose sums a warpgroup keeps; sums of a thread, and how many of them pass to a peer at a time.
+  NIBBLE_HOST_DEVICE constexpr int accumulators() const { return shares_depth ? 1 : blocks; }
+  NIBBLE_HOST_DEVICE constexpr int sums() const { return accumulators() * tokens / 2; }
   NIBBLE_HOST_DEVICE constexpr bool exchanges() const { return shares_depth || cluster > 1; }
   NIBBLE_HOST_DEVICE constexpr int exchange_sums() const {
     const int most = residents > 1 ? 32 : 64;
@@ -57,9 +61,10 @@ struct GemmConfig {
   NIBBLE_HOST_DEVICE constexpr int weights_at() const { return exchange_at() + exchange_bytes(); }
   NIBBLE_HOST_DEVICE constexpr int staging_at() const { return weights_at() + weight_stages * weight_bytes(); }
   NIBBLE_HOST_DEVICE constexpr int vectors_at() const { return staging_at() + kConsumers * 4 * 1024; }
-  NIBBLE_HOST_DEVICE constexpr int vector_floats() const { return 2 * tokens + 2 * blocks * kRowBlock; }  // of one warpgroup
+  NIBBLE_HOST_DEVICE constexpr int vector_floats() const { return 2 * tokens + 2 * accumulators() * kRowBlock; }  // of one warpgroup
   NIBBLE_HOST_DEVICE constexpr int barriers_at() const { return vectors_at() + kConsumers * vector_floats() * 4; }
-  NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + (2 * weight_stages + 2) * 8 + 16; }
+  NIBBLE_HOST_DEVICE constexpr int barriers() const { return 2 * weight_stages + activation_stages + 2; }
+  NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + barriers() * 8 + 16; }
 };
 
 inline constexpr int kMaxSharedBytes = 232448;      // of a block on sm_90
@@ -67,10 +72,11 @@ inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks shar
 
 inline constexpr GemmConfig kGemmConfigs[] = {
     // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages
-    {"d16", 16, 1, true, 1, 2, 8, 6},      {"d32", 32, 1, true, 1, 2, 7, 4},
-    {"d64", 64, 1, true, 1, 2, 4, 3},      {"r64", 64, 1, false, 1, 2, 8, 4},
-    {"c64", 64, 1, false, 2, 2, 6, 4},     {"w64", 64, 2, false, 1, 1, 8, 6},
-    {"r128", 128, 1, false, 1, 1, 9, 6},   {"c128", 128, 1, false, 2, 1, 9, 6},
+    {"d16", 16, 2, true, 1, 2, 4, 4},      {"e16", 16, 2, true, 1, 1, 8, 7},
+    {"d32", 32, 1, true, 1, 2, 6, 5},      {"e32", 32, 2, true, 1, 1, 7, 5},
+    {"e64", 64, 1, true, 1, 1, 9, 7},      {"c64", 64, 1, false, 2, 1, 12, 10},
+    {"w64", 64, 2, false, 1, 1, 8, 6},     {"r64", 64, 1, false, 1, 2, 6, 5},
+    {"r128", 128, 1, false, 1, 1, 9, 7},   {"c128", 128, 1, false, 2, 1, 9, 6},
     {"d128", 128, 1, true, 1, 1, 6, 4},    {"w128", 128, 2, false, 1, 1, 7, 5},
     {"r256", 256, 1, false, 1, 1, 5, 4},   {"c256", 256, 1, false, 2, 1, 5, 4},
 };
@@ -86,7 +92,7 @@ constexpr int GemmConfigIndex(std::string_view name) {
 constexpr bool GemmConfigsFit() {
   for (const GemmConfig& c : kGemmConfigs) {
     if (c.shared_bytes() > (c.residents > 1 ? kHalfSharedBytes : kMaxSharedBytes)) return false;
-    if (c.activation_stages > c.weight_stages || (c.shares_depth && (c.blocks != 1 || c.cluster != 1))) return false;
+    if (c.activation_stages > c.weight_stages || (c.shares_depth && c.cluster != 1)) return false;
   }
   return true;
 }

@@ -49,31 +49,32 @@ struct Block {
 
   const GemmParams& p;
   uint8_t* shared;
-  uint32_t base;      // its shared address
-  uint32_t full;      // barriers [kWeightStages]: a step's weights and activations are there
-  uint32_t empty;     // [kWeightStages]: both warpgroups are done with them
-  uint32_t sum_full;  // a peer's sums are in the exchange buffer
-  uint32_t sum_empty; // the peer has taken this block's sums
-  uint32_t rank;      // in the cluster
+  uint32_t base;  // its shared address
+  uint32_t rank;  // in the cluster
   int worker;
 
   __device__ __forceinline__ Block(const GemmParams& params, uint8_t* memory) : p(params), shared(memory) {
     base = SharedAddress(memory);
-    full = base + kConfig.barriers_at();
-    empty = full + 8 * kWeightStages;
-    sum_full = empty + 8 * kWeightStages;
-    sum_empty = sum_full + 8;
     rank = kConfig.cluster > 1 ? ClusterRank() : 0;
     worker = blockIdx.x / kConfig.cluster;
   }
 
+  // Barriers. A step's weights and activations are there; both warpgroups have read its weights; have multiplied by its
+  // activations. A peer's sums are in the exchange buffer; the peer has taken this block's.
+  __device__ __forceinline__ uint32_t Full(uint32_t stage) const { return base + kConfig.barriers_at() + 8 * stage; }
+  __device__ __forceinline__ uint32_t WeightsEmpty(uint32_t stage) const { return Full(kWeightStages + stage); }
+  __device__ __forceinline__ uint32_t ActivationsEmpty(uint32_t slot) const { return Full(2 * kWeightStages + slot); }
+  __device__ __forceinline__ uint32_t SumFull() const { return Full(2 * kWeightStages + kActivationStages); }
+  __device__ __forceinline__ uint32_t SumEmpty() const { return SumFull() + 8; }
+
   __device__ __forceinline__ void InitBarriers() const {
     for (int i = 0; i < kWeightStages; ++i) {
-      MbarrierInit(full + 8 * i, 2);                 // the two copying warps
-      MbarrierInit(empty + 8 * i, 4 * kConsumers);   // every multiplying warp
+      MbarrierInit(Full(i), 2);  // the two copying warps
+      MbarrierInit(WeightsEmpty(i), 4 * kConsumers);
     }
-    MbarrierInit(sum_full, 4);
-    MbarrierInit(sum_empty, 4);
+    for (int i = 0; i < kActivationStages; ++i) MbarrierInit(ActivationsEmpty(i), 4 * kConsumers);
+    MbarrierInit(SumFull(), kConfig.cluster > 1 ? 1 : 4);
+    MbarrierInit(SumEmpty(), 4);
     MbarrierInitFence();
   }
 
@@ -96,9 +97,9 @@ struct Block {
     while (schedule.Next(p.split, &item)) {
       const int end = End(item);
       for (int step = Begin(item); step < end; ++step) {
-        if (!first_round) MbarrierWait(empty + 8 * at.stage, at.parity ^ 1);
+        if (!first_round) MbarrierWait(WeightsEmpty(at.stage), at.parity ^ 1);
         const uint32_t to = base + kConfig.weights_at() + at.stage * kConfig.weight_bytes();
-        const uint32_t barrier = full + 8 * at.stage;
+        const uint32_t barrier = Full(at.stage);
         const int first = item.row_block * p.depth_blocks + step * kConfig.depth_blocks();
         const uint8_t* from = p.weights + int64_t{first} * kW4AxBlockBytes;
         if constexpr (kConfig.shares_depth) {
@@ -122,19 +123,15 @@ struct Block {
   __device__ __forceinline__ void CopyActivations(const CUtensorMap* map) const {
     Schedule schedule(p.split, worker);
     WorkItem item;
-    WeightRing at;         // whose barrier announces the step
+    WeightRing at;  // whose barrier announces the step
     ActivationRing slot;
-    WeightRing freed;      // the step that had the slot before
     bool first_round = true;
     while (schedule.Next(p.split, &item)) {
       const int end = End(item);
       for (int step = Begin(item); step < end; ++step) {
-        if (!first_round) {
-          MbarrierWait(empty + 8 * freed.stage, freed.parity);
-          freed.Advance();
-        }
+        if (!first_round) MbarrierWait(ActivationsEmpty(slot.stage), slot.parity ^ 1);
         const uint32_t to = base + slot.stage * kConfig.activation_bytes();
-        const uint32_t barrier = full + 8 * at.stage;
+        const uint32_t barrier = Full(at.stage);
         MbarrierArriveExpect(barrier, kConfig.activation_bytes());
 #pragma unroll
         for (int i = 0; i < kConfig.depth_blocks(); ++i) {
@@ -157,8 +154,8 @@ struct Block {
     uint32_t sums_passed = 0;  // through the exchange buffer
   };
 
-  __device__ __forceinline__ void Release(const Consumer& c, uint32_t stage) const {
-    if (c.lane == 0) MbarrierArrive(empty + 8 * stage);
+  static __device__ __forceinline__ void Arrive(const Consumer& c, uint32_t barrier) {
+    if (c.lane == 0) MbarrierArrive(barrier);
   }
 
   __device__ __forceinline__ Vectors VectorsOf(int warpgroup) const {
@@ -189,18 +186,21 @@ struct Block {
     return (codes & 0x0f0f0f0fu) * scale + minimum;
   }
 
-  // Sums of kBlocks row blocks over this block's steps of the item. Each row block's four steps of 32 run back to back
+  static constexpr bool kSharesDepth = kConfig.shares_depth;
+
+  // Sums of kBlocks weight blocks, of as many row blocks or, sharing depth, of one, over this block's steps of the item. Each row block's four steps of 32 run back to back
   // on one accumulator; operand registers are rewritten once the wgmma that reads them, one round before, is done.
-  template <int kBlocks>
-  __device__ __forceinline__ void Multiply(Consumer& c, int steps, int first_block, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+  template <int kBlocks, int kSums>
+  __device__ __forceinline__ void Multiply(Consumer& c, int steps, int first_block,
+                                           int32_t (&sums)[kSums][kTokens / 2]) const {
     // In a block: the word of scales and minima (each + 128) of rows g and g + 8 of a warp.
     const uint32_t scale_at = 4096 + (c.warp * 8 + (c.lane >> 2)) * 4 - c.thread * 16;
     const uint32_t weights = base + kConfig.weights_at() + first_block * kW4AxBlockBytes + c.thread * 16;
-    const uint32_t activations = base + (kConfig.shares_depth ? c.warpgroup * kTokens * kDepthBlock : 0);
+    const uint32_t activations = base + (kSharesDepth ? first_block * kTokens * kDepthBlock : 0);
     uint32_t a[kBlocks][4][4];
     uint32_t previous = 0;
     for (int step = 0; step < steps; ++step) {
-      MbarrierWait(full + 8 * c.ring.stage, c.ring.parity);
+      MbarrierWait(Full(c.ring.stage), c.ring.parity);
       uint4 low[kBlocks], high[kBlocks];
       uint32_t word[kBlocks];
 #pragma unroll
@@ -210,7 +210,9 @@ struct Block {
         low[b] = LoadShared128(at);
         high[b] = LoadShared128(at + 2048);
       }
-      const uint64_t descriptor = WgmmaDescriptor(activations + c.slot.stage * kConfig.activation_bytes());
+      __syncwarp();
+      Arrive(c, WeightsEmpty(c.ring.stage));
+      const uint32_t descriptor = WgmmaDescriptor(activations + c.slot.stage * kConfig.activation_bytes());
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
         const uint32_t scale0 = word[b] & 255, scale1 = __byte_perm(word[b], 0, 0x4441);
@@ -218,7 +220,7 @@ struct Block {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           WgmmaWait<4 * kBlocks - 1>();
-          if (b == kBlocks - 1 && j == 3 && step > 0) Release(c, previous);
+          if (b == kBlocks - 1 && j == 3 && step > 0) Arrive(c, ActivationsEmpty(previous));
           const uint4& half = j < 2 ? low[b] : high[b];
           const uint32_t x = j % 2 == 0 ? half.x : half.z, y = j % 2 == 0 ? half.y : half.w;
           a[b][j][0] = Unpack(x, scale0, minimum0);
@@ -226,16 +228,17 @@ struct Block {
           a[b][j][2] = Unpack(x >> 4, scale0, minimum0);
           a[b][j][3] = Unpack(y >> 4, scale1, minimum1);
           WgmmaFence();
-          WgmmaU8S8<kTokens>::Run(sums[b], a[b][j], descriptor + 2 * j, j > 0 || step > 0);
+          const uint32_t operand = descriptor + 2 * j + (kSharesDepth ? b * kTokens * kDepthBlock / 16 : 0);
+          WgmmaU8S8<kTokens>::Run(sums[kSharesDepth ? 0 : b], a[b][j], operand, j > 0 || step > 0 || (kSharesDepth && b > 0));
           WgmmaCommit();
         }
       }
-      previous = c.ring.stage;
+      previous = c.slot.stage;
       c.ring.Advance();
       c.slot.Advance();
     }
     WgmmaWait<0>();
-    if (steps > 0) Release(c, previous);
+    if (steps > 0) Arrive(c, ActivationsEmpty(previous));
   }
 
   // Adds the sums of two warpgroups that share K, in one block or in two of a cluster: one takes the other's.
@@ -243,15 +246,16 @@ struct Block {
   __device__ __forceinline__ void AddPeer(Consumer& c, bool takes, int32_t (&sums)[kBlocks][kTokens / 2]) const {
     constexpr int kSums = kBlocks * kTokens / 2;
     constexpr int kChunk = kConfig.exchange_sums() < kSums ? kConfig.exchange_sums() : kSums;
-    const uint32_t peer = kConfig.shares_depth ? rank : rank ^ 1;
+    constexpr bool kRemote = kConfig.cluster > 1;
+    const uint32_t buffer = base + kConfig.exchange_at() + c.thread * 16;
     int32_t* flat = &sums[0][0];
 #pragma unroll
     for (int chunk = 0; chunk < kSums; chunk += kChunk) {
-      const uint32_t buffer = base + kConfig.exchange_at() + c.thread * 16;
       const uint32_t parity = c.sums_passed & 1;
       ++c.sums_passed;
       if (takes) {
-        MbarrierWaitCluster(sum_full, parity);
+        if (kRemote && c.thread == 0) MbarrierArriveExpect(SumFull(), kChunk * 512);
+        MbarrierWait(SumFull(), parity);
 #pragma unroll
         for (int i = 0; i < kChunk; i += 4) {
           const uint4 four = LoadShared128(buffer + i * 512);
@@ -261,17 +265,22 @@ struct Block {
           flat[chunk + i + 3] += static_cast<int32_t>(four.w);
         }
         __syncwarp();
-        if (c.lane == 0) MbarrierArriveRemote(sum_empty, peer);
+        if (c.lane == 0) kRemote ? MbarrierArriveRemote(SumEmpty(), rank ^ 1) : MbarrierArrive(SumEmpty());
       } else {
-        if (c.sums_passed > 1) MbarrierWaitCluster(sum_empty, parity ^ 1);
-        const uint32_t remote = ClusterAddress(buffer, peer);
+        if (c.sums_passed > 1) MbarrierWait(SumEmpty(), parity ^ 1);
 #pragma unroll
         for (int i = 0; i < kChunk; i += 4) {
-          StoreCluster128(remote + i * 512, make_int4(flat[chunk + i], flat[chunk + i + 1], flat[chunk + i + 2],
-                                                      flat[chunk + i + 3]));
+          const int4 four = make_int4(flat[chunk + i], flat[chunk + i + 1], flat[chunk + i + 2], flat[chunk + i + 3]);
+          if constexpr (kRemote) {
+            StoreAsync128(ClusterAddress(buffer + i * 512, rank ^ 1), four, ClusterAddress(SumFull(), rank ^ 1));
+          } else {
+            StoreShared128(buffer + i * 512, *reinterpret_cast<const uint4*>(&four));
+          }
         }
-        __syncwarp();
-        if (c.lane == 0) MbarrierArriveRemote(sum_full, peer);
+        if constexpr (!kRemote) {
+          __syncwarp();
+          Arrive(c, SumFull());
+        }
       }
     }
   }
@@ -286,7 +295,7 @@ struct Block {
     const int others = last - first;
     // A worker opens at most one tile that others finish, so the opener's number names the tile.
     int32_t* arrived = p.arrivals + kConsumers * first + c.warpgroup;
-    int32_t* before = reinterpret_cast<int32_t*>(shared + kConfig.barriers_at() + (2 * kWeightStages + 2) * 8) + c.warpgroup;
+    int32_t* before = reinterpret_cast<int32_t*>(shared + kConfig.barriers_at() + kConfig.barriers() * 8) + c.warpgroup;
     // A worker stores at most two parts of tiles: of the one it opens and of the one it continues.
     auto part = [&](int owner) {
       const int64_t slot = (2 * owner + (owner == first ? 1 : 0)) * kConsumers + c.warpgroup;
@@ -335,30 +344,31 @@ struct Block {
 
   template <int kBlocks>
   __device__ __forceinline__ void Compute(Consumer& c, const WorkItem& item, int first_block) const {
-    const int channel = (item.row_block + (kConfig.shares_depth ? 0 : first_block)) * kRowBlock;
+    const int channel = (item.row_block + (kSharesDepth ? 0 : first_block)) * kRowBlock;
     const int token = item.token_tile * kTokens;
     // Only who ends up with the sums stores them.
     const bool takes = kConfig.shares_depth ? c.warpgroup == 0
                                             : kConfig.cluster == 1 || c.warpgroup == static_cast<int>(rank);
-    if (takes) FetchVectors(c, kBlocks, channel, token);
-    int32_t sums[kBlocks][kTokens / 2];
+    constexpr int kSums = kSharesDepth ? 1 : kBlocks;  // row blocks
+    if (takes) FetchVectors(c, kSums, channel, token);
+    int32_t sums[kSums][kTokens / 2];
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
+    for (int b = 0; b < kSums; ++b) {
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i) sums[b][i] = 0;
     }
     Multiply<kBlocks>(c, End(item) - Begin(item), first_block, sums);
     if constexpr (kConfig.exchanges()) {
-      AddPeer<kBlocks>(c, takes, sums);
+      AddPeer<kSums>(c, takes, sums);
       if (!takes) return;
     }
-    if (item.end - item.begin != p.split.steps && !AddWorkers<kBlocks>(c, item, sums)) return;
+    if (item.end - item.begin != p.split.steps && !AddWorkers<kSums>(c, item, sums)) return;
     CopyAsyncWaitAll();
     WarpgroupSync(c.warpgroup);
     const Vectors vectors = VectorsOf(c.warpgroup);
     const uint32_t staging = base + kConfig.staging_at() + (c.warpgroup * 4 + c.warp) * 1024;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
+    for (int b = 0; b < kSums; ++b) {
       StoreBlock<kTokens>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, staging, c.warp);
     }
   }
@@ -373,7 +383,7 @@ struct Block {
     WorkItem item;
     while (schedule.Next(p.split, &item)) {
       if constexpr (kConfig.shares_depth) {
-        Compute<1>(c, item, c.warpgroup);
+        Compute<kConfig.blocks>(c, item, c.warpgroup * kConfig.blocks);
         continue;
       }
       // A tile with fewer blocks than the configuration has is shared evenly.
@@ -385,8 +395,9 @@ struct Block {
         Compute<1>(c, item, first_block);
       } else {
         for (int step = Begin(item); step < End(item); ++step) {
-          MbarrierWait(full + 8 * c.ring.stage, c.ring.parity);
-          Release(c, c.ring.stage);
+          MbarrierWait(Full(c.ring.stage), c.ring.parity);
+          Arrive(c, WeightsEmpty(c.ring.stage));
+          Arrive(c, ActivationsEmpty(c.slot.stage));
           c.ring.Advance();
           c.slot.Advance();
         }

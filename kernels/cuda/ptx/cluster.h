@@ -25,10 +25,13 @@ __device__ __forceinline__ uint32_t ClusterAddress(uint32_t shared_address, uint
   return remote;
 }
 
-__device__ __forceinline__ void StoreCluster128(uint32_t address, int4 value) {
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(value.x), "r"(value.y),
-               "r"(value.z), "r"(value.w)
-               : "memory");
+// Writes 16 bytes to a block of the cluster and counts them at an mbarrier there (9.7.9.7, st.async): whoever waits for
+// its phase sees them. Both addresses are of the cluster's window.
+__device__ __forceinline__ void StoreAsync128(uint32_t address, int4 value, uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.s32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(barrier)
+      : "memory");
 }
 
 }  // namespace nibble::cuda

@@ -26,43 +26,34 @@ __device__ __forceinline__ void MbarrierArrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the barrier at the same address in block `rank` of the cluster.
+// Arrives at the barrier at the same address in block `rank` of the cluster, after this thread's own reads of shared
+// memory. Orders nothing else: data goes with StoreAsync128 (cluster.h).
 __device__ __forceinline__ void MbarrierArriveRemote(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(barrier), "r"(rank)
       : "memory");
 }
 
-// True once the phase of this parity has completed; may suspend the thread for a while before it says false.
+inline constexpr uint32_t kSuspendNanoseconds = 10'000'000;
+
+// True once the phase of this parity has completed; may suspend the thread for a while, at most the hint, before it
+// says false. Without a hint threads that wait for long take issue slots from the others.
 __device__ __forceinline__ bool MbarrierTryWait(uint32_t barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n"
       ".reg .pred done;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2, %3;\n"
       "selp.u32 %0, 1, 0, done;\n"
       "}"
       : "=r"(done)
-      : "r"(barrier), "r"(parity)
+      : "r"(barrier), "r"(parity), "n"(kSuspendNanoseconds)
       : "memory");
   return done != 0;
-}
-
-// As MbarrierWait, and sees what threads of other blocks of the cluster wrote before they arrived.
-__device__ __forceinline__ void MbarrierWaitCluster(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "AGAIN:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra AGAIN;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
 }
 
 __device__ __forceinline__ void MbarrierWait(uint32_t barrier, uint32_t parity) {

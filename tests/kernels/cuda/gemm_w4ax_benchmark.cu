@@ -75,7 +75,7 @@ class Problem {
     for (int i = copies; i-- > 0;) {  // the first copy's logical tensors stay
       FillGroups<<<static_cast<unsigned>(groups / 256 + 1), 256, 0, device.stream>>>(scale_, minimum_, groups, i);
       FillCodes<<<4096, 256, 0, device.stream>>>(qweight_, scale_, minimum_, n, k, i);
-      blocks_.push_back(Allocate<uint8_t>(W4AxBytes(n, k)));
+      blocks_.push_back(Allocate<uint8_t>(W4AxBytes(n, k) + kW4AxSlackBytes));
       NIBBLE_CUDA_CHECK(cudaMemsetAsync(blocks_.back(), 0, W4AxBytes(n, k), device.stream));
       LaunchW4AxRelayout(device.stream, {n, k, qweight_, scale_, minimum_, nullptr}, {}, blocks_.back());
     }

@@ -1,0 +1,105 @@
+#include "kernels/cuda/gemm_w4ax/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <vector>
+
+#include "kernels/cuda/gemm_w4ax/kernel.h"
+
+namespace nibble::cuda {
+namespace {
+
+const std::vector<GemmShape> kShapes = {
+    {1, 128, 1},         {17, 256, 3},         {130, 768, 200},      {64, 128, 16384},    {3072, 512, 5},
+    {512, 1536, 40},     {10240, 8192, 16},    {10240, 8192, 100},   {8192, 8192, 64},    {57344, 8192, 128},
+    {8192, 28672, 256},  {1280, 8192, 33},     {8192, 1024, 1},      {6144, 4096, 1000},  {10240, 8192, 256, 114},
+    {4096, 14336, 7, 7}, {128256, 8192, 32, 1}, {28672, 4096, 16384},
+};
+
+std::vector<WorkItem> ItemsOf(const WorkSplit& split, int worker) {
+  std::vector<WorkItem> items;
+  WorkItem item;
+  for (Schedule schedule(split, worker); schedule.Next(split, &item);) items.push_back(item);
+  return items;
+}
+
+TEST(GemmPlanTest, PartsAreContiguousAndDifferByAtMostOne) {
+  for (int count : {1, 2, 7, 64, 131, 132, 133, 1000}) {
+    for (int parts = 1; parts <= count && parts <= 140; ++parts) {
+      EXPECT_EQ(PartBegin(count, parts, 0), 0);
+      EXPECT_EQ(PartBegin(count, parts, parts), count);
+      for (int i = 0; i < parts; ++i) {
+        const int begin = PartBegin(count, parts, i), end = PartBegin(count, parts, i + 1);
+        ASSERT_TRUE(end - begin == count / parts || end - begin == count / parts + 1) << count << " " << parts;
+        for (int at : {begin, end - 1}) ASSERT_EQ(PartOf(count, parts, at), i) << at << " of " << count;
+      }
+    }
+  }
+}
+
+TEST(GemmPlanTest, EveryPlanCoversEveryStepOfEveryBlockOnce) {
+  for (const GemmShape& shape : kShapes) {
+    for (const GemmPlan& plan : EnumerateGemmPlans(shape)) {
+      const WorkSplit& split = plan.split;
+      SCOPED_TRACE(PrintGemmPlan(plan));
+      ASSERT_GE(split.workers, 1);
+      ASSERT_LE(split.workers, kMaxGemmWorkers);
+      ASSERT_GE(split.row_blocks * kRowBlock, shape.n);
+      ASSERT_GE(int64_t{split.token_tiles} * plan.Config().tokens, shape.rows);
+      ASSERT_EQ(split.tile_blocks, plan.Config().row_blocks());
+      std::map<std::pair<int, int>, int> steps;  // of a (row block, token tile)
+      for (int worker = 0; worker < split.workers; ++worker) {
+        for (const WorkItem& item : ItemsOf(split, worker)) {
+          ASSERT_GE(item.begin, 0);
+          ASSERT_LT(item.begin, item.end);
+          ASSERT_LE(item.end, split.steps);
+          ASSERT_GE(item.blocks, 1);
+          ASSERT_LE(item.blocks, split.tile_blocks);
+          for (int i = 0; i < item.blocks; ++i) steps[{item.row_block + i, item.token_tile}] += item.end - item.begin;
+        }
+      }
+      ASSERT_EQ(static_cast<int>(steps.size()), split.pairs());
+      for (const auto& [pair, count] : steps) {
+        ASSERT_LT(pair.first, split.row_blocks);
+        ASSERT_LT(pair.second, split.token_tiles);
+        ASSERT_EQ(count, split.steps) << "row block " << pair.first << ", token tile " << pair.second;
+      }
+    }
+  }
+}
+
+// What the kernel relies on where it adds the sums of workers that share a tile.
+TEST(GemmPlanTest, WorkersOfASharedTileAreNeighboursAndOpenOneTileEach) {
+  for (const GemmShape& shape : kShapes) {
+    for (const GemmPlan& plan : EnumerateGemmPlans(shape)) {
+      const WorkSplit& split = plan.split;
+      SCOPED_TRACE(PrintGemmPlan(plan));
+      std::map<int, std::set<int>> sharers;  // of a tile of the stream
+      for (int worker = 0; worker < split.workers; ++worker) {
+        int opened = 0, continued = 0;
+        for (const WorkItem& item : ItemsOf(split, worker)) {
+          if (item.end - item.begin == split.steps) continue;
+          ASSERT_FALSE(split.even);
+          ASSERT_GE(item.stream, 0);
+          sharers[item.stream].insert(worker);
+          (item.begin == 0 ? opened : continued) += 1;
+        }
+        ASSERT_LE(opened, 1);
+        ASSERT_LE(continued, 1);
+      }
+      for (const auto& [tile, workers] : sharers) {
+        const int stream = split.stream_steps();
+        ASSERT_EQ(PartOf(stream, split.workers, tile * split.steps), *workers.begin());
+        ASSERT_EQ(PartOf(stream, split.workers, (tile + 1) * split.steps - 1), *workers.rbegin());
+        ASSERT_EQ(*workers.rbegin() - *workers.begin() + 1, static_cast<int>(workers.size()));
+        ASSERT_GT(plan.PartialBytes(), 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble::cuda
