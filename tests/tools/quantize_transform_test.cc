@@ -15,6 +15,7 @@
 #include "tests/model/tiny_model.h"
 #include "tools/quantize/dense_layer.h"
 #include "tools/quantize/input_plan.h"
+#include "tools/quantize/transforms.h"
 
 namespace nibble {
 namespace {
@@ -28,7 +29,6 @@ using Matrix = std::vector<Vector>;  // [T, channels]
 struct FloatModel {
   ModelConfig config;
   Matrix embedding;
-  std::vector<Vector> input_norms, post_norms;
   Vector final_norm;
   std::vector<DenseLayer> layers;
   std::vector<float> head;  // [V, H]
@@ -50,9 +50,6 @@ FloatModel Load(const std::string& dir) {
   for (int64_t v = 0; v < model.config.vocab_size; ++v)
     model.embedding.emplace_back(table.begin() + v * h, table.begin() + (v + 1) * h);
   for (int64_t i = 0; i < model.config.num_layers; ++i) {
-    const std::string prefix = "model.layers." + std::to_string(i);
-    model.input_norms.push_back(dense(prefix + ".input_layernorm.weight", {h}));
-    model.post_norms.push_back(dense(prefix + ".post_attention_layernorm.weight", {h}));
     auto layer = LoadDenseLayer(**checkpoint, i);
     NIBBLE_CHECK(layer.ok(), layer.status().ToString());
     model.layers.push_back(*std::move(layer));
@@ -63,12 +60,13 @@ FloatModel Load(const std::string& dir) {
   return model;
 }
 
-Vector Normalized(const Vector& x, const Vector& weight, double eps) {
+template <typename T>
+Vector Normalized(const Vector& x, const std::vector<T>& weight, double eps) {
   double sum = 0;
   for (const double v : x) sum += v * v;
   const double scale = 1 / std::sqrt(sum / static_cast<double>(x.size()) + eps);
   Vector out;
-  for (size_t i = 0; i < x.size(); ++i) out.push_back(x[i] * scale * weight[i]);
+  for (size_t i = 0; i < x.size(); ++i) out.push_back(x[i] * scale * static_cast<double>(weight[i]));
   return out;
 }
 
@@ -115,7 +113,7 @@ Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
   for (size_t layer = 0; layer < model.layers.size(); ++layer) {
     Matrix q, k, v;
     for (size_t t = 0; t < x.size(); ++t) {
-      const Vector in = see(layer, LayerInput::kQkv, Normalized(x[t], model.input_norms[layer], c.rms_norm_eps));
+      const Vector in = see(layer, LayerInput::kQkv, Normalized(x[t], model.layers[layer].input_norm, c.rms_norm_eps));
       q.push_back(linear(layer, LayerLinear::kQ, in));
       k.push_back(linear(layer, LayerLinear::kK, in));
       v.push_back(linear(layer, LayerLinear::kV, in));
@@ -146,7 +144,8 @@ Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
         }
       }
       add(&x[t], linear(layer, LayerLinear::kO, see(layer, LayerInput::kO, out)));
-      const Vector in = see(layer, LayerInput::kGateUp, Normalized(x[t], model.post_norms[layer], c.rms_norm_eps));
+      const Vector in =
+          see(layer, LayerInput::kGateUp, Normalized(x[t], model.layers[layer].post_attention_norm, c.rms_norm_eps));
       Vector gate = linear(layer, LayerLinear::kGate, in);
       const Vector up = linear(layer, LayerLinear::kUp, in);
       for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
@@ -174,9 +173,65 @@ class TransformTest : public ::testing::Test {
         WriteTinyModel({.num_heads = 8, .num_kv_heads = 2, .vocab_size = 64, .attention_bias = true}, dir_ / "m");
     ASSERT_TRUE(written.ok()) << written;
     model_ = Load(dir_ / "m");
-    statistics_.resize(model_.layers.size());
-    before_ = Logits(model_, tokens_, unchanged_, &statistics_);
+    before_ = Logits(model_, tokens_, unchanged_);
+    statistics_ = Observe(0);
   }
+
+  // What LayerStatistics say about the model as it is, with online Hadamards of this size in front of down_proj.
+  std::vector<LayerStatistics> Observe(int64_t down_hadamard, Matrix* logits = nullptr) {
+    std::vector<LayerStatistics> statistics(model_.layers.size());
+    const Matrix result = Logits(
+        model_, tokens_,
+        [&](size_t layer, LayerInput which, const Vector& x) {
+          std::vector<float> row(x.begin(), x.end());
+          if (which == LayerInput::kDown && down_hadamard > 0) HadamardBlocks(down_hadamard, row);
+          InputStatistics& input = statistics[layer].input(which);
+          input.k = static_cast<int64_t>(row.size());
+          input.samples.insert(input.samples.end(), row.begin(), row.end());
+          return Vector(row.begin(), row.end());
+        },
+        &statistics);
+    for (LayerStatistics& layer : statistics) {
+      for (InputStatistics& input : layer.inputs) input.mean_square = MeanSquare(input.samples, input.k);
+    }
+    if (logits != nullptr) *logits = result;
+    return statistics;
+  }
+
+  // The logits are what they were, and statistics_ what the transformed model's inputs are.
+  void ExpectFunctionAndStatisticsKept(int64_t down_hadamard) {
+    Matrix after;
+    const std::vector<LayerStatistics> seen = Observe(down_hadamard, &after);
+    EXPECT_LT(LargestDifference(before_, after), 1e-4);
+    for (size_t layer = 0; layer < seen.size(); ++layer) {
+      for (size_t i = 0; i < kLayerInputs; ++i) {
+        const InputStatistics &mine = statistics_[layer].inputs[i], &theirs = seen[layer].inputs[i];
+        ASSERT_EQ(mine.samples.size(), theirs.samples.size());
+        for (size_t j = 0; j < mine.samples.size(); ++j)
+          ASSERT_NEAR(mine.samples[j], theirs.samples[j], 1e-4) << "layer " << layer << " input " << i;
+        for (size_t c = 0; c < mine.mean_square.size(); ++c)
+          ASSERT_NEAR(mine.mean_square[c], theirs.mean_square[c], 1e-4) << "layer " << layer << " input " << i;
+      }
+    }
+  }
+
+  void RotateEverything(const Rotation& rotation) {
+    const size_t h = static_cast<size_t>(model_.config.hidden_size);
+    for (Vector& row : model_.embedding) {
+      std::vector<float> x(row.begin(), row.end());
+      rotation.ApplyToRows(x, &pool_);
+      row.assign(x.begin(), x.end());
+    }
+    for (size_t i = 0; i < model_.head.size(); ++i) model_.head[i] *= static_cast<float>(model_.final_norm[i % h]);
+    model_.final_norm.assign(h, 1.0);
+    rotation.ApplyToRows(model_.head, &pool_);
+    for (DenseLayer& layer : model_.layers) {
+      FoldNorms(&layer);
+      RotateResidual(rotation, &layer, &pool_);
+    }
+  }
+
+  ThreadPool pool_{2};
   TempDir dir_;
   FloatModel model_;
   const std::vector<int> tokens_ = {3, 60, 12, 12, 7, 41, 0, 33};
@@ -191,7 +246,7 @@ TEST_F(TransformTest, SmoothAttentionKeepsTheFunction) {
   const std::vector<float> key_max = statistics_[0].key_max;
   std::vector<LayerStatistics> after_statistics(model_.layers.size());
   for (size_t i = 0; i < model_.layers.size(); ++i)
-    SmoothAttention(0.6).Apply(model_.config, &statistics_[i], &model_.layers[i]);
+    SmoothAttention(model_.config, 0.6, &statistics_[i], &model_.layers[i]);
   const Matrix after = Logits(model_, tokens_, unchanged_, &after_statistics);
   EXPECT_LT(LargestDifference(before_, after), 1e-4);
 
@@ -204,13 +259,127 @@ TEST_F(TransformTest, SmoothAttentionKeepsTheFunction) {
     EXPECT_NEAR(after_statistics[0].key_max[i], statistics_[0].key_max[i], 1e-4);
 }
 
-TEST_F(TransformTest, DefaultTransformsKeepTheFunction) {
-  ASSERT_FALSE(DefaultTransforms().empty());
-  for (const auto& transform : DefaultTransforms()) {
-    for (size_t i = 0; i < model_.layers.size(); ++i)
-      transform->Apply(model_.config, &statistics_[i], &model_.layers[i]);
-  }
+TEST_F(TransformTest, FoldedNormsKeepTheFunction) {
+  EXPECT_NE(model_.layers[0].input_norm[0], 1.0f);
+  for (DenseLayer& layer : model_.layers) FoldNorms(&layer);
+  EXPECT_EQ(model_.layers[0].input_norm[0], 1.0f);
   EXPECT_LT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-4);
+}
+
+TEST_F(TransformTest, RotationsOfTheResidualKeepTheFunction) {
+  const int64_t h = model_.config.hidden_size;
+  const FloatModel original = model_;
+  std::vector<float> moments(static_cast<size_t>(h * h), 0.0f);
+  std::mt19937 random(3);
+  for (int64_t i = 0; i < h; ++i) moments[static_cast<size_t>(i * h + i)] = static_cast<float>(random() % 1000);
+  for (const Rotation& rotation :
+       {Rotation::Hadamard(h, 5), Rotation::Principal(PrincipalBasis(moments, h, 128, 7, &pool_), h, 128, 5)}) {
+    model_ = original;
+    RotateEverything(rotation);
+    EXPECT_LT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-4);
+    // Another stream runs through it.
+    EXPECT_GT(std::fabs(model_.embedding[3][0] - original.embedding[3][0]), 1e-4);
+  }
+}
+
+TEST_F(TransformTest, RotatedHeadsKeepTheFunction) {
+  for (DenseLayer& layer : model_.layers) RotateHeads(model_.config, &layer);
+  EXPECT_LT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-4);
+}
+
+TEST_F(TransformTest, SmoothedOutputsKeepTheFunction) {
+  const std::vector<float> before = ChannelMax(statistics_[0].input(LayerInput::kDown).samples, 512);
+  for (size_t i = 0; i < model_.layers.size(); ++i)
+    SmoothOutputs(model_.config, 0.5, &statistics_[i], &model_.layers[i]);
+  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/0);
+  EXPECT_NE(ChannelMax(statistics_[0].input(LayerInput::kDown).samples, 512), before);
+}
+
+TEST_F(TransformTest, SortedNeuronsKeepTheFunction) {
+  for (size_t i = 0; i < model_.layers.size(); ++i) SortNeurons(2, 128, &statistics_[i], &model_.layers[i]);
+  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/0);
+  // Segments [0, 256) and [256, 512) hold units 0 and 2, 1 and 3 of the falling order.
+  std::vector<float> contribution = ColumnEnergy(model_.layers[0], LayerInput::kDown);
+  for (size_t c = 0; c < contribution.size(); ++c)
+    contribution[c] *= statistics_[0].input(LayerInput::kDown).mean_square[c];
+  for (const auto& [larger, smaller] : {std::pair{127, 256}, {383, 128}, {255, 384}})
+    EXPECT_GE(contribution[static_cast<size_t>(larger)], contribution[static_cast<size_t>(smaller)]);
+}
+
+TEST_F(TransformTest, OnlineHadamardKeepsTheFunction) {
+  EXPECT_EQ(DownHadamardSize(model_.config), 256);  // 512 channels, two ranks
+  for (size_t i = 0; i < model_.layers.size(); ++i) RotateDown(64, &statistics_[i], &model_.layers[i]);
+  EXPECT_GT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-2);  // weights alone are not enough
+  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/64);
+}
+
+TEST_F(TransformTest, AllTransformsTogetherKeepTheFunction) {
+  RotateEverything(Rotation::Hadamard(model_.config.hidden_size, 11));
+  for (DenseLayer& layer : model_.layers) RotateHeads(model_.config, &layer);
+  statistics_ = Observe(0);
+  for (size_t i = 0; i < model_.layers.size(); ++i) {
+    SmoothAttention(model_.config, 0.6, &statistics_[i], &model_.layers[i]);
+    SmoothOutputs(model_.config, 0.3, &statistics_[i], &model_.layers[i]);
+    SortNeurons(2, 256, &statistics_[i], &model_.layers[i]);
+    RotateDown(256, &statistics_[i], &model_.layers[i]);
+  }
+  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/256);
+}
+
+TEST(RotationTest, IsOrthogonalForAnySize) {
+  ThreadPool pool(2);
+  for (const int64_t k : {64, 96, 5 * 64, 7 * 32, 1}) {
+    const Rotation rotation = Rotation::Hadamard(k, 3);
+    std::vector<float> matrix(static_cast<size_t>(k * k), 0.0f);  // rows of the identity become rows of R
+    for (int64_t i = 0; i < k; ++i) matrix[static_cast<size_t>(i * k + i)] = 1;
+    rotation.ApplyToRows(matrix, &pool);
+    for (int64_t a = 0; a < k; ++a) {
+      for (int64_t b = 0; b <= a; ++b) {
+        double dot = 0;
+        for (int64_t c = 0; c < k; ++c)
+          dot += static_cast<double>(matrix[static_cast<size_t>(a * k + c)] * matrix[static_cast<size_t>(b * k + c)]);
+        ASSERT_NEAR(dot, a == b ? 1.0 : 0.0, 1e-5) << k << ": rows " << a << " and " << b;
+      }
+    }
+    // No entry stands out: every channel of the stream goes into every channel of the rotated one.
+    for (const float x : matrix) ASSERT_LE(std::fabs(x), 1.42 / std::sqrt(static_cast<double>(k)));
+    // Columns are rotated by the transpose: Rᵀ·R = 1.
+    rotation.ApplyToColumns(matrix, k, &pool);
+    for (int64_t i = 0; i < k * k; ++i)
+      ASSERT_NEAR(matrix[static_cast<size_t>(i)], i / k == i % k ? 1.0 : 0.0, 1e-5) << k;
+  }
+}
+
+TEST(RotationTest, PrincipalBasisFindsTheLargestDirections) {
+  // Moments Σ_i e_i·v_i·v_iᵀ with known orthonormal v: the rows of a Hadamard rotation.
+  constexpr int64_t kSize = 128, kLeading = 16;
+  ThreadPool pool(2);
+  std::vector<float> directions(kSize * kSize, 0.0f);
+  for (int64_t i = 0; i < kSize; ++i) directions[static_cast<size_t>(i * kSize + i)] = 1;
+  Rotation::Hadamard(kSize, 9).ApplyToRows(directions, &pool);
+  std::vector<float> moments(kSize * kSize, 0.0f);
+  for (int64_t i = 0; i < kSize; ++i) {
+    const float energy = i < kLeading ? 10.0f : 1.0f;
+    for (int64_t a = 0; a < kSize; ++a) {
+      for (int64_t b = 0; b < kSize; ++b) {
+        moments[static_cast<size_t>(a * kSize + b)] +=
+            energy * directions[static_cast<size_t>(i * kSize + a)] * directions[static_cast<size_t>(i * kSize + b)];
+      }
+    }
+  }
+  const std::vector<float> basis = PrincipalBasis(moments, kSize, kLeading, 1, &pool);
+  double captured = 0;  // of the leading directions' squared length, 16 in all
+  for (int64_t i = 0; i < kLeading; ++i) {
+    for (int64_t column = 0; column < kLeading; ++column) {
+      double dot = 0;
+      for (int64_t a = 0; a < kSize; ++a) {
+        dot += static_cast<double>(directions[static_cast<size_t>(i * kSize + a)] *
+                                   basis[static_cast<size_t>(a * kSize + column)]);
+      }
+      captured += dot * dot;
+    }
+  }
+  EXPECT_NEAR(captured, kLeading, 1e-3);
 }
 
 TEST_F(TransformTest, PermutationsKeepTheFunction) {

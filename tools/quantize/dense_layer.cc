@@ -1,25 +1,14 @@
 #include "tools/quantize/dense_layer.h"
 
 #include <algorithm>
-#include <cmath>
+#include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
 
 namespace nibble {
-namespace {
-
-// Chosen on calibration text alone, by the perplexity of a slice of it that statistics were not taken from.
-constexpr double kSmoothAttentionAlpha = 0.6;
-
-void ScaleRow(DenseLinear* linear, int64_t row, float factor) {
-  float* weight = linear->weight.data() + row * linear->shape.k;
-  for (int64_t c = 0; c < linear->shape.k; ++c) weight[c] *= factor;
-  if (!linear->bias.empty()) linear->bias[static_cast<size_t>(row)] *= factor;
-}
-
-}  // namespace
 
 LayerInput InputOf(LayerLinear which) {
   switch (which) {
@@ -40,15 +29,26 @@ LayerInput InputOf(LayerLinear which) {
 
 absl::StatusOr<DenseLayer> LoadDenseLayer(const Checkpoint& checkpoint, int64_t layer) {
   const std::vector<LinearShape> shapes = DecoderLinears(checkpoint.config());
+  const std::string prefix = absl::StrCat("model.layers.", layer);
+  const auto floats = [](const std::vector<BF16>& values) {
+    std::vector<float> out(values.size());
+    std::transform(values.begin(), values.end(), out.begin(), [](BF16 x) { return ToFloat(x); });
+    return out;
+  };
+  const auto norm = [&](const char* name) -> absl::StatusOr<std::vector<float>> {
+    const int64_t shape[] = {checkpoint.config().hidden_size};
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> values, checkpoint.Dense(prefix + name, shape));
+    return floats(values);
+  };
   DenseLayer out;
+  NIBBLE_ASSIGN_OR_RETURN(out.input_norm, norm(".input_layernorm.weight"));
+  NIBBLE_ASSIGN_OR_RETURN(out.post_attention_norm, norm(".post_attention_layernorm.weight"));
   for (size_t i = 0; i < kLayerLinears; ++i) {
     DenseLinear& linear = out.linears[i];
     linear.shape = shapes[static_cast<size_t>(layer) * kLayerLinears + i];
     NIBBLE_ASSIGN_OR_RETURN(LinearTensors tensors, checkpoint.Linear(linear.shape.name, ShardAxis::kNone, 0, 1));
     NIBBLE_CHECK(!tensors.quantized);
-    linear.weight.resize(tensors.dense.size());
-    std::transform(tensors.dense.begin(), tensors.dense.end(), linear.weight.begin(),
-                   [](BF16 x) { return ToFloat(x); });
+    linear.weight = floats(tensors.dense);
     linear.bias = std::move(tensors.bias);
   }
   return out;
@@ -66,32 +66,6 @@ std::vector<float> ColumnEnergy(const DenseLayer& layer, LayerInput which) {
     }
   }
   return energy;
-}
-
-std::vector<std::unique_ptr<Transform>> DefaultTransforms() {
-  std::vector<std::unique_ptr<Transform>> transforms;
-  transforms.push_back(std::make_unique<SmoothAttention>(kSmoothAttentionAlpha));
-  return transforms;
-}
-
-void SmoothAttention::Apply(const ModelConfig& config, LayerStatistics* statistics, DenseLayer* layer) const {
-  const int64_t d = config.head_dim, half = d / 2, groups = config.num_query_groups();
-  NIBBLE_CHECK_EQ(static_cast<int64_t>(statistics->key_max.size()), config.num_kv_heads * d);
-  constexpr float kSmallestKey = 1e-5f;  // a channel that is always zero keeps its (zero) weights
-  for (int64_t head = 0; head < config.num_kv_heads; ++head) {
-    float* key_max = statistics->key_max.data() + head * d;
-    for (int64_t pair = 0; pair < half; ++pair) {
-      const float largest = std::max({key_max[pair], key_max[pair + half], kSmallestKey});
-      const float lambda = static_cast<float>(std::pow(static_cast<double>(largest), alpha_));
-      for (const int64_t channel : {pair, pair + half}) {
-        ScaleRow(&layer->linear(LayerLinear::kK), head * d + channel, 1 / lambda);
-        for (int64_t group = 0; group < groups; ++group) {
-          ScaleRow(&layer->linear(LayerLinear::kQ), (head * groups + group) * d + channel, lambda);
-        }
-        key_max[channel] /= lambda;
-      }
-    }
-  }
 }
 
 }  // namespace nibble

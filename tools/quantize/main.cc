@@ -1,4 +1,6 @@
 // nibble-quantize: an HF checkpoint in, a 4-bit checkpoint out.
+#include <sys/resource.h>
+
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <chrono>
@@ -26,37 +28,35 @@ static_assert(std::atomic<int>::is_always_lock_free);
 // Progress on stderr, and the place where an interrupt takes effect.
 class TerminalListener : public QuantizeListener {
  public:
-  absl::Status Calibrated(int64_t done, int64_t windows) override {
-    Advance("calibrate", "windows", done, windows, "");
-    return Interrupted();
+  void Planned(int64_t predicted_peak_bytes, int64_t layers_done, int64_t layers) override {
+    predicted_peak_bytes_ = predicted_peak_bytes;
+    if (layers_done > 0)
+      std::cerr << absl::StrFormat("nibble-quantize: continues behind %d of %d layers\n", layers_done, layers);
   }
-  absl::Status Quantized(int64_t done, int64_t tensors, const std::string& name) override {
-    Advance("quantize", "tensors", done, tensors, name);
-    return Interrupted();
+  absl::Status Advanced(int64_t done, int64_t steps, const std::string& next) override {
+    if (progress_ == nullptr) {
+      progress_ = std::make_unique<Progress>(ProgressOptions{.label = "quantize", .unit = "steps", .total = steps});
+    }
+    progress_->Add(done - done_, next);
+    done_ = done;
+    if (done == steps) progress_->Finish();
+    const int signal = interrupted_by.load();
+    return signal == 0 ? absl::OkStatus() : absl::CancelledError(absl::StrFormat("stopped by signal %d", signal));
   }
+  int64_t predicted_peak_bytes() const { return predicted_peak_bytes_; }
 
  private:
-  void Advance(const char* label, const char* unit, int64_t done, int64_t total, const std::string& note) {
-    if (label != label_) {
-      if (progress_ != nullptr) progress_->Finish();
-      progress_ = std::make_unique<Progress>(ProgressOptions{.label = label, .unit = unit, .total = total});
-      label_ = label;
-      done_ = 0;
-    }
-    progress_->Add(done - done_, note);
-    done_ = done;
-    if (done == total) progress_->Finish();
-  }
-  static absl::Status Interrupted() {
-    const int signal = interrupted_by.load();
-    if (signal == 0) return absl::OkStatus();
-    return absl::CancelledError(absl::StrFormat("stopped by signal %d; nothing was written", signal));
-  }
-
   std::unique_ptr<Progress> progress_;
-  std::string label_;
   int64_t done_ = 0;
+  int64_t predicted_peak_bytes_ = 0;
 };
+
+// Largest resident size so far; mapped files that were read count as long as they stay in memory.
+int64_t PeakBytes() {
+  struct rusage usage {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} << 10;
+}
 
 std::string Megabytes(int64_t bytes) { return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6); }
 
@@ -77,7 +77,12 @@ int Run(QuantizeOptions options, const std::string& mode) {
         "  %d of %d blocks in 8 bits (%.1f %%)", report->eight_bit_blocks, report->blocks,
         100.0 * static_cast<double>(report->eight_bit_blocks) / static_cast<double>(report->blocks));
   }
-  std::cout << absl::StrFormat("  %.1f s\n", seconds);
+  std::cout << absl::StrFormat("  %.1f s", seconds);
+  if (listener.predicted_peak_bytes() > 0) {
+    std::cout << absl::StrFormat("  peak memory %s (%s predicted)", Megabytes(PeakBytes()),
+                                 Megabytes(listener.predicted_peak_bytes()));
+  }
+  std::cout << "\n";
   return 0;
 }
 
@@ -93,7 +98,7 @@ absl::Status ReadSettings(const std::string& preset, const std::vector<std::stri
 
 int main(int argc, char** argv) {
   nibble::QuantizeOptions options;
-  options.calibration_options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  options.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   std::string mode = "w4a4kv4", preset = "best";
   std::vector<std::string> assignments;
   bool list_settings = false;
@@ -103,7 +108,9 @@ int main(int argc, char** argv) {
       "  w4a4kv4   4-bit weights, activations (a few outlier blocks in 8 bits) and KV cache\n"
       "  w4a8kv4   4-bit weights and KV cache, 8-bit activations\n"
       "  bf16      unquantized copy: the reference that accuracy is measured against\n\n"
-      "The output appears whole or not at all; any tensor-parallel size loads it.");
+      "The output appears whole or not at all; any tensor-parallel size loads it. Finished layers are kept in "
+      "OUTPUT.work\n"
+      "until then, so that an interrupted run can be continued.");
   app.set_version_flag("--version", nibble::kVersion);
   app.add_option("--model", options.model, "Source directory: config.json, tokenizer.json, *.safetensors");
   app.add_option("--output", options.output, "Directory to create");
@@ -112,6 +119,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   auto* calibration = app.add_option("--calibration", options.calibration,
                                      "UTF-8 text like what the model will see; not needed for bf16");
+  app.add_flag("--resume", options.resume, "Continue an interrupted run from what it left in OUTPUT.work");
+  app.add_option("--device", options.device, "Where layers run and are rounded: cpu or cuda")->capture_default_str();
   app.add_flag("--force", options.overwrite, "Replace an existing output (only ever a model directory)");
   auto& c = options.calibration_options;
   app.add_option("--windows", c.windows, "Calibration windows, spread over the text")
@@ -127,7 +136,7 @@ int main(int argc, char** argv) {
   app.add_option("--shard-bytes", options.max_shard_bytes, "Largest safetensors file")
       ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))
       ->capture_default_str();
-  app.add_option("--threads", c.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--threads", options.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
   nibble::ReportCommand report;
   report.Register(&app);
   CLI11_PARSE(app, argc, argv);

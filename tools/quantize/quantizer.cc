@@ -5,6 +5,8 @@
 #include <cmath>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <span>
 #include <system_error>
 #include <utility>
 
@@ -12,15 +14,14 @@
 #include "common/base/check.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
-#include "common/base/thread_pool.h"
 #include "common/base/version.h"
 #include "common/model/checkpoint.h"
 #include "common/model/json_file.h"
 #include "common/model/writer.h"
 #include "kernels/ops.h"
-#include "tools/quantize/dense_layer.h"
-#include "tools/quantize/input_plan.h"
-#include "tools/quantize/weight_quantizer.h"
+#include "tools/quantize/layer_quantizer.h"
+#include "tools/quantize/rounding_record.h"
+#include "tools/quantize/work_directory.h"
 
 namespace nibble {
 namespace {
@@ -30,24 +31,52 @@ constexpr const char* kCopiedFiles[] = {"tokenizer.json",         "tokenizer_con
                                         "generation_config.json", "chat_template.jinja",   "added_tokens.json"};
 constexpr int64_t kMaxCopiedBytes = int64_t{256} << 20;
 
-using LayerPlans = std::array<InputPlan, kLayerInputs>;
+template <typename T>
+std::span<const uint8_t> Bytes(const std::vector<T>& values) {
+  return {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof(T)};
+}
 
-bool IsRowParallel(LayerInput which) { return which == LayerInput::kO || which == LayerInput::kDown; }
+std::vector<BF16> Rounded(const std::vector<float>& values) {
+  std::vector<BF16> out(values.size());
+  std::transform(values.begin(), values.end(), out.begin(), [](float x) { return ToBF16(x); });
+  return out;
+}
+
+std::string NormName(int64_t layer, const char* which) {
+  return absl::StrCat("model.layers.", layer, ".", which, "_layernorm.weight");
+}
+
+// Of one quantized linear; data empty where only the shapes are wanted.
+std::vector<WorkDirectory::Tensor> LinearParts(const LinearShape& l, const LinearTensors& t, bool permuted) {
+  std::vector<WorkDirectory::Tensor> parts = {
+      {{l.name + ".qweight", TensorType::kU8, {l.n, l.k / 2}}, Bytes(t.qweight)},
+      {{l.name + ".group_scale", TensorType::kU8, {l.n, l.k / kBlock}}, Bytes(t.group_scale)},
+      {{l.name + ".group_min", TensorType::kI8, {l.n, l.k / kBlock}}, Bytes(t.group_min)},
+      {{l.name + ".channel_scale", TensorType::kF32, {l.n}}, Bytes(t.channel_scale)},
+      {{l.name + ".block_bits", TensorType::kU8, {l.k / kBlock}}, Bytes(t.block_bits)}};
+  if (permuted) parts.push_back({{l.name + ".input_perm", TensorType::kI32, {l.k}}, Bytes(t.input_perm)});
+  if (l.bias) parts.push_back({{l.name + ".bias", TensorType::kF32, {l.n}}, Bytes(t.bias)});
+  return parts;
+}
+
+uint64_t Hash(const std::vector<std::vector<uint32_t>>& windows) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const auto& window : windows) {
+    for (const uint32_t token : window) hash = (hash ^ token) * 0x100000001b3u;
+  }
+  return hash;
+}
 
 // One run of the tool.
 class Quantizer {
  public:
   Quantizer(const QuantizeOptions& options, const Checkpoint& source, QuantizeListener* listener)
-      : options_(options),
-        source_(source),
-        config_(source.config()),
-        listener_(*listener),
-        pool_(std::max(1, options.calibration_options.threads)) {}
+      : options_(options), source_(source), config_(source.config()), listener_(*listener) {}
 
   absl::StatusOr<QuantizeReport> Run() {
     NIBBLE_RETURN_IF_ERROR(CheckSource());
+    if (Quantizes()) NIBBLE_RETURN_IF_ERROR(CreateLayerQuantizer());
     const std::vector<TensorSpec> specs = OutputTensors();
-    tensors_ = static_cast<int64_t>(specs.size());
     NIBBLE_ASSIGN_OR_RETURN(
         writer_,
         ModelWriter::Create(options_.output, specs,
@@ -56,21 +85,14 @@ class Quantizer {
                              .metadata = {{"format", "pt"}, {"quantizer", absl::StrCat("nibble ", kVersion)}}}));
     report_.output_bytes = writer_->total_bytes();
     for (const auto& [name, view] : source_.tensors().tensors()) report_.source_bytes += view.bytes;
-
-    if (Quantizes()) {
-      NIBBLE_RETURN_IF_ERROR(GatherStatistics());
-      NIBBLE_RETURN_IF_ERROR(PlanInputs());
-    }
-    NIBBLE_RETURN_IF_ERROR(WriteDense());
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) NIBBLE_RETURN_IF_ERROR(WriteLayer(layer));
-    NIBBLE_RETURN_IF_ERROR(WriteFiles());
-    NIBBLE_RETURN_IF_ERROR(writer_->Commit());
+    NIBBLE_RETURN_IF_ERROR(Quantizes() ? WriteQuantized() : WriteCopy());
     return std::move(report_);
   }
 
  private:
   bool Quantizes() const { return options_.mode != Quantization::kBF16; }
-  bool HasPermutations() const { return options_.mode == Quantization::kW4A4KV4; }
+  bool Permutes() const { return options_.settings.permute != ChannelOrder::kOff; }
+  const ModelConfig& OutputConfig() const { return Quantizes() ? layers_->config() : config_; }
 
   absl::Status CheckSource() const {
     if (config_.quantization != Quantization::kBF16) {
@@ -83,182 +105,170 @@ class Quantizer {
       return absl::InvalidArgumentError(
           absl::StrCat(options_.output, ": is the model itself, must be another directory"));
     }
-    if (!Quantizes()) return absl::OkStatus();
-    if (!(options_.settings.eight_bit_share >= 0 && options_.settings.eight_bit_share <= 1)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("eight-bit share is ", options_.settings.eight_bit_share, ", must be from 0 to 1"));
-    }
-    for (const LinearShape& shape : DecoderLinears(config_)) {
-      if (shape.k % kBlock != 0) {
-        return absl::InvalidArgumentError(absl::StrCat(options_.model, ": ", shape.name, " has ", shape.k,
-                                                       " input channels, must be a multiple of ", kBlock,
-                                                       " to be quantized"));
-      }
-    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CreateLayerQuantizer() {
+    CalibrationOptions calibration = options_.calibration_options;
+    calibration.window_tokens = std::min(calibration.window_tokens, config_.max_position_embeddings);
+    NIBBLE_ASSIGN_OR_RETURN(auto windows,
+                            CalibrationWindows(options_.model, options_.calibration, config_.vocab_size, calibration));
+    run_ = {{"version", kVersion},
+            {"model", source_.Fingerprint()},
+            {"mode", QuantizationName(options_.mode)},
+            {"device", options_.device},
+            {"settings", SettingValues(options_.settings)},
+            {"windows", windows.size()},
+            {"calibration", absl::StrCat(absl::Hex(Hash(windows)))},
+            {"sample_rows", calibration.sample_rows}};
+    NIBBLE_ASSIGN_OR_RETURN(layers_, LayerQuantizer::Create(source_, std::move(windows),
+                                                            {.mode = options_.mode,
+                                                             .settings = options_.settings,
+                                                             .device = options_.device,
+                                                             .threads = std::max(1, options_.threads),
+                                                             .sample_rows = calibration.sample_rows}));
     return absl::OkStatus();
   }
 
   std::vector<TensorSpec> OutputTensors() const {
+    const ModelConfig& config = OutputConfig();
     std::vector<TensorSpec> specs;
-    for (const auto& [name, shape] : DenseTensors(config_)) specs.push_back({name, TensorType::kBF16, shape});
-    if (!config_.tie_word_embeddings)
-      specs.push_back({"lm_head.weight", TensorType::kBF16, {config_.vocab_size, config_.hidden_size}});
-    for (const LinearShape& l : DecoderLinears(config_)) {
+    for (const auto& [name, shape] : DenseTensors(config)) specs.push_back({name, TensorType::kBF16, shape});
+    if (!config.tie_word_embeddings)
+      specs.push_back({"lm_head.weight", TensorType::kBF16, {config.vocab_size, config.hidden_size}});
+    for (const LinearShape& l : DecoderLinears(config)) {
       if (Quantizes()) {
-        specs.push_back({l.name + ".qweight", TensorType::kU8, {l.n, l.k / 2}});
-        specs.push_back({l.name + ".group_scale", TensorType::kU8, {l.n, l.k / kBlock}});
-        specs.push_back({l.name + ".group_min", TensorType::kI8, {l.n, l.k / kBlock}});
-        specs.push_back({l.name + ".channel_scale", TensorType::kF32, {l.n}});
-        specs.push_back({l.name + ".block_bits", TensorType::kU8, {l.k / kBlock}});
-        if (HasPermutations()) specs.push_back({l.name + ".input_perm", TensorType::kI32, {l.k}});
+        for (const auto& part : LinearParts(l, {}, Permutes())) specs.push_back(part.spec);
       } else {
         specs.push_back({l.name + ".weight", TensorType::kBF16, {l.n, l.k}});
+        if (l.bias) specs.push_back({l.name + ".bias", TensorType::kF32, {l.n}});
       }
-      if (l.bias) specs.push_back({l.name + ".bias", TensorType::kF32, {l.n}});
     }
     return specs;
   }
 
-  absl::Status GatherStatistics() {
-    CalibrationOptions calibration = options_.calibration_options;
-    calibration.window_tokens = std::min(calibration.window_tokens, config_.max_position_embeddings);
-    NIBBLE_ASSIGN_OR_RETURN(const auto windows,
-                            CalibrationWindows(options_.model, options_.calibration, config_.vocab_size, calibration));
-    const int64_t count = static_cast<int64_t>(windows.size());
-    NIBBLE_ASSIGN_OR_RETURN(statistics_, Calibrate(source_, windows, calibration,
-                                                   [&](int64_t done) { return listener_.Calibrated(done, count); }));
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<DenseLayer> TransformedLayer(int64_t layer, LayerStatistics* statistics) const {
-    NIBBLE_ASSIGN_OR_RETURN(DenseLayer dense, LoadDenseLayer(source_, layer));
-    for (const auto& transform : transforms_) transform->Apply(config_, statistics, &dense);
-    return dense;
-  }
-
-  int64_t Segments(LayerInput which) const { return IsRowParallel(which) ? RowSegments(config_) : 1; }
-
-  // Every input's permutation and 8-bit blocks. Two passes over the layers (here and when writing) keep one layer in
-  // memory at a time.
-  absl::Status PlanInputs() {
-    plans_.resize(static_cast<size_t>(config_.num_layers));
-    if (options_.mode == Quantization::kW4A8KV4) {
-      for (size_t i = 0; i < plans_.size(); ++i) {
-        for (size_t j = 0; j < kLayerInputs; ++j) plans_[i][j] = EightBitPlan(statistics_[i].inputs[j].k);
-      }
-      CountBlocks();
-      return absl::OkStatus();
+  absl::Status WriteCopy() {
+    for (const auto& [name, shape] : DenseTensors(config_)) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> values, source_.Dense(name, shape));
+      NIBBLE_RETURN_IF_ERROR(writer_->Write(name, values));
     }
+    std::vector<LinearShape> linears = DecoderLinears(config_);
+    if (!config_.tie_word_embeddings) linears.push_back(HeadLinear(config_));
+    for (size_t i = 0; i < linears.size(); ++i) {
+      NIBBLE_RETURN_IF_ERROR(
+          listener_.Advanced(static_cast<int64_t>(i), static_cast<int64_t>(linears.size()), linears[i].name));
+      NIBBLE_ASSIGN_OR_RETURN(const LinearTensors tensors, source_.Linear(linears[i].name, ShardAxis::kNone, 0, 1));
+      NIBBLE_RETURN_IF_ERROR(writer_->Write(linears[i].name + ".weight", tensors.dense));
+      if (linears[i].bias) NIBBLE_RETURN_IF_ERROR(writer_->Write(linears[i].name + ".bias", tensors.bias));
+    }
+    return Finish();
+  }
 
-    NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<Ops> ops, CreateOps({.backend = "cpu", .threads = pool_.threads()}));
-    struct Input {
-      std::vector<float> column_energy, importance;
-      int64_t segments;
+  absl::Status WriteQuantized() {
+    NIBBLE_ASSIGN_OR_RETURN(work_, WorkDirectory::Open(WorkPath(), run_, options_.resume));
+    if (const absl::Status status = QuantizeLayers(); !status.ok()) {
+      if (work_->layers_done() == 0) {
+        work_->Remove().IgnoreError();
+        return status;
+      }
+      return Annotate(status, absl::StrCat(work_->layers_done(), " of ", config_.num_layers, " layers are kept in ",
+                                           WorkPath(), " for --resume"));
+    }
+    NIBBLE_RETURN_IF_ERROR(Assemble());
+    NIBBLE_RETURN_IF_ERROR(Finish());
+    return work_->Remove();
+  }
+
+  std::string WorkPath() const {
+    std::string path = options_.output;
+    while (path.size() > 1 && path.back() == '/') path.pop_back();
+    return path + ".work";
+  }
+
+  absl::Status QuantizeLayers() {
+    const int64_t layers = config_.num_layers, done = work_->layers_done();
+    listener_.Planned(layers_->PredictedPeakBytes(), done, layers);
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<float> basis, work_->LoadValues("basis"));
+    const int64_t survey = basis.empty() ? layers_->steps_of_survey() : 0;
+    const int64_t steps = survey + (layers - done) * layers_->steps_per_layer();
+    int64_t step = 0;
+    const LayerQuantizer::Step advance = [&](const std::string& next) {
+      return listener_.Advanced(step++, steps, next);
     };
-    std::vector<Input> inputs;
-    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-      LayerStatistics statistics = statistics_[static_cast<size_t>(layer)];
-      NIBBLE_ASSIGN_OR_RETURN(const DenseLayer dense, TransformedLayer(layer, &statistics));
-      for (size_t j = 0; j < kLayerInputs; ++j) {
-        const LayerInput which = static_cast<LayerInput>(j);
-        Input input{.column_energy = ColumnEnergy(dense, which), .importance = {}, .segments = Segments(which)};
-        for (size_t c = 0; c < input.column_energy.size(); ++c) {
-          input.importance.push_back(std::sqrt(statistics.input(which).mean_square[c] * input.column_energy[c]));
-        }
-        inputs.push_back(std::move(input));
-      }
-    }
+    NIBBLE_RETURN_IF_ERROR(layers_->Survey(basis, advance));
+    if (basis.empty() && !layers_->basis().empty())
+      NIBBLE_RETURN_IF_ERROR(work_->SaveValues("basis", layers_->basis()));
 
-    std::vector<BlockBidder> bidders;
-    int64_t all_blocks = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      const LayerStatistics& statistics = statistics_[i / kLayerInputs];
-      const LayerInput which = static_cast<LayerInput>(i % kLayerInputs);
-      const Input& input = inputs[i];
-      const int64_t blocks = static_cast<int64_t>(input.importance.size()) / kBlock;
-      const bool attention = which == LayerInput::kQkv || which == LayerInput::kO;
-      bidders.push_back({.name = absl::StrCat("layer ", i / kLayerInputs, " input ", i % kLayerInputs),
-                         .at_least = IsRowParallel(which) ? 0 : 1,
-                         .at_most = std::max<int64_t>(1, blocks / 2),
-                         .worth = attention ? statistics.attention_share : statistics.mlp_share,
-                         .error = [&ops, &input, &statistics, which](int64_t eight_bit_blocks) {
-                           return CodingError(ops.get(), statistics.input(which).samples, input.column_energy,
-                                              PlanInput(input.importance, input.segments, eight_bit_blocks));
-                         }});
-      all_blocks += blocks;
+    NIBBLE_ASSIGN_OR_RETURN(std::vector<float> hidden, work_->LoadHidden());
+    if (done == 0) {
+      NIBBLE_ASSIGN_OR_RETURN(hidden, layers_->FirstHidden());
     }
-    const int64_t budget = static_cast<int64_t>(std::floor(options_.settings.eight_bit_share * static_cast<double>(all_blocks)));
-    NIBBLE_ASSIGN_OR_RETURN(const std::vector<int64_t> eight_bit, AllocateEightBitBlocks(bidders, budget));
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      plans_[i / kLayerInputs][i % kLayerInputs] = PlanInput(inputs[i].importance, inputs[i].segments, eight_bit[i]);
+    for (int64_t layer = done; layer < layers; ++layer) {
+      NIBBLE_ASSIGN_OR_RETURN(const QuantizedLayer quantized, layers_->Quantize(layer, &hidden, advance));
+      NIBBLE_RETURN_IF_ERROR(SaveLayer(layer, quantized, hidden));
     }
-    CountBlocks();
-    return absl::OkStatus();
+    return listener_.Advanced(steps, steps, "");
   }
 
-  void CountBlocks() {
-    for (const LayerPlans& layer : plans_) {
-      for (const InputPlan& plan : layer) {
-        const int64_t eight = std::count(plan.block_bits.begin(), plan.block_bits.end(), 8);
-        report_.blocks += static_cast<int64_t>(plan.block_bits.size());
+  absl::Status SaveLayer(int64_t layer, const QuantizedLayer& quantized, const std::vector<float>& hidden) {
+    const std::vector<LinearShape> shapes = DecoderLinears(config_);
+    const std::vector<BF16> norms[] = {Rounded(quantized.input_norm), Rounded(quantized.post_attention_norm)};
+    std::vector<WorkDirectory::Tensor> tensors = {
+        {{NormName(layer, "input"), TensorType::kBF16, {config_.hidden_size}}, Bytes(norms[0])},
+        {{NormName(layer, "post_attention"), TensorType::kBF16, {config_.hidden_size}}, Bytes(norms[1])}};
+    nlohmann::json record = {{"coding_error", quantized.coding_error}, {"linears", nlohmann::json::array()}};
+    for (size_t i = 0; i < kLayerLinears; ++i) {
+      const LinearShape& shape = shapes[static_cast<size_t>(layer) * kLayerLinears + i];
+      for (auto& part : LinearParts(shape, quantized.linears[i], Permutes())) tensors.push_back(std::move(part));
+      record["linears"].push_back({{"name", shape.name},
+                                   {"weight_error", quantized.weight_error[i]},
+                                   {"output_error", std::sqrt(quantized.rounding[i].relative_error())},
+                                   {"fallback", quantized.rounding[i].fallback}});
+    }
+    return work_->SaveLayer(tensors, record, hidden);
+  }
+
+  // The finished layers, and what is not a layer, into the output.
+  absl::Status Assemble() {
+    std::vector<LinearCost> costs;
+    for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::unique_ptr<SafeTensors> tensors, work_->LoadLayer(layer));
+      for (const auto& [name, view] : tensors->tensors()) {
+        NIBBLE_RETURN_IF_ERROR(
+            writer_->Write(name, std::span<const uint8_t>(view.data, static_cast<size_t>(view.bytes))));
+      }
+      for (const char* reader : {"self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"}) {
+        NIBBLE_ASSIGN_OR_RETURN(const TensorView bits,
+                                tensors->Get(absl::StrCat("model.layers.", layer, ".", reader, ".block_bits")));
+        const int64_t eight = std::count(bits.data, bits.data + bits.bytes, 8);
+        report_.blocks += bits.bytes;
         report_.eight_bit_blocks += eight;
         report_.eight_bit_per_input.push_back(eight);
       }
-    }
-  }
-
-  template <typename T>
-  absl::Status Write(const std::string& name, const std::vector<T>& values) {
-    NIBBLE_RETURN_IF_ERROR(writer_->Write(name, values));
-    return listener_.Quantized(++written_, tensors_, name);
-  }
-
-  absl::Status WriteDense() {
-    for (const auto& [name, shape] : DenseTensors(config_)) {
-      NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> values, source_.Dense(name, shape));
-      NIBBLE_RETURN_IF_ERROR(Write(name, values));
-    }
-    if (config_.tie_word_embeddings) return absl::OkStatus();
-    NIBBLE_ASSIGN_OR_RETURN(const LinearTensors head, source_.Linear("lm_head", ShardAxis::kNone, 0, 1));
-    return Write("lm_head.weight", head.dense);
-  }
-
-  absl::Status WriteLayer(int64_t layer) {
-    if (!Quantizes()) {
-      for (const LinearShape& shape : DecoderLinears(config_)) {
-        if (!shape.name.starts_with(absl::StrCat("model.layers.", layer, "."))) continue;
-        NIBBLE_ASSIGN_OR_RETURN(const LinearTensors tensors, source_.Linear(shape.name, ShardAxis::kNone, 0, 1));
-        NIBBLE_RETURN_IF_ERROR(Write(shape.name + ".weight", tensors.dense));
-        if (shape.bias) NIBBLE_RETURN_IF_ERROR(Write(shape.name + ".bias", tensors.bias));
+      NIBBLE_ASSIGN_OR_RETURN(const nlohmann::json record, work_->LoadRecord(layer));
+      for (const auto& linear : record.at("linears")) {
+        costs.push_back({.name = linear.at("name"),
+                         .weight_error = linear.at("weight_error"),
+                         .output_error = linear.at("output_error"),
+                         .fallback = linear.at("fallback")});
       }
-      return absl::OkStatus();
     }
-    LayerStatistics statistics = statistics_[static_cast<size_t>(layer)];
-    NIBBLE_ASSIGN_OR_RETURN(const DenseLayer dense, TransformedLayer(layer, &statistics));
-    for (size_t i = 0; i < kLayerLinears; ++i) {
-      const DenseLinear& linear = dense.linears[i];
-      const size_t input = static_cast<size_t>(InputOf(static_cast<LayerLinear>(i)));
-      const LinearTensors tensors = QuantizeLinear(linear, plans_[static_cast<size_t>(layer)][input],
-                                                   statistics.inputs[input].mean_square, &pool_);
-      NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".qweight", tensors.qweight));
-      NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".group_scale", tensors.group_scale));
-      NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".group_min", tensors.group_min));
-      NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".channel_scale", tensors.channel_scale));
-      NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".block_bits", tensors.block_bits));
-      if (HasPermutations()) NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".input_perm", tensors.input_perm));
-      if (linear.shape.bias) NIBBLE_RETURN_IF_ERROR(Write(tensors.name + ".bias", tensors.bias));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> embedding, layers_->Embedding());
+    NIBBLE_RETURN_IF_ERROR(writer_->Write("model.embed_tokens.weight", embedding));
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> norm, layers_->FinalNorm());
+    NIBBLE_RETURN_IF_ERROR(writer_->Write("model.norm.weight", norm));
+    if (!layers_->config().tie_word_embeddings) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::vector<BF16> head, layers_->Head());
+      NIBBLE_RETURN_IF_ERROR(writer_->Write("lm_head.weight", head));
     }
-    return absl::OkStatus();
+    return writer_->WriteFile(kRoundingRecordFile, FormatRoundingRecord(costs));
   }
 
-  absl::Status WriteFiles() {
+  absl::Status Finish() {
     NIBBLE_ASSIGN_OR_RETURN(nlohmann::json json, ReadJsonObject(options_.model + "/config.json"));
     json.erase("quantization_config");
     if (Quantizes()) {
-      std::vector<std::string> transforms;
-      for (const auto& transform : transforms_) transforms.emplace_back(transform->name());
-      if (HasPermutations()) transforms.emplace_back("channel_permutation");
-      transforms.emplace_back("weight_clip_search");
+      json["tie_word_embeddings"] = layers_->config().tie_word_embeddings;
       json["quantization_config"] = {{"quant_method", "nibble"},
                                      {"version", kQuantizedFormatVersion},
                                      {"mode", QuantizationName(options_.mode)},
@@ -266,8 +276,9 @@ class Quantizer {
                                      {"blocks", report_.blocks},
                                      {"eight_bit_blocks", report_.eight_bit_blocks},
                                      {"row_segments", RowSegments(config_)},
-                                     {"down_hadamard", 0},
-                                     {"transforms", transforms},
+                                     {"down_hadamard", layers_->config().down_hadamard},
+                                     {"transforms", layers_->Transforms()},
+                                     {"settings", SettingValues(options_.settings)},
                                      {"quantizer", absl::StrCat("nibble ", kVersion)}};
     }
     NIBBLE_RETURN_IF_ERROR(writer_->WriteFile("config.json", json.dump(2) + "\n"));
@@ -277,22 +288,19 @@ class Quantizer {
       NIBBLE_RETURN_IF_ERROR(contents.status());
       NIBBLE_RETURN_IF_ERROR(writer_->WriteFile(name, *contents));
     }
-    return absl::OkStatus();
+    return writer_->Commit();
   }
 
   const QuantizeOptions& options_;
   const Checkpoint& source_;
   const ModelConfig& config_;
   QuantizeListener& listener_;
-  ThreadPool pool_;
-  const std::vector<std::unique_ptr<Transform>> transforms_ = DefaultTransforms();
 
+  nlohmann::json run_;
+  std::unique_ptr<LayerQuantizer> layers_;
+  std::optional<WorkDirectory> work_;
   std::unique_ptr<ModelWriter> writer_;
-  std::vector<LayerStatistics> statistics_;
-  std::vector<LayerPlans> plans_;
   QuantizeReport report_;
-  int64_t tensors_ = 0;
-  int64_t written_ = 0;
 };
 
 }  // namespace

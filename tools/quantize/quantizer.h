@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,19 +20,23 @@ struct QuantizeOptions {
   Quantization mode = Quantization::kW4A4KV4;
   std::string calibration;  // text file; not read in mode bf16
   bool overwrite = false;
+  bool resume = false;  // continue what an interrupted run with the same options left in OUTPUT.work
   QuantizeSettings settings;
+  std::string device = "cpu";  // or "cuda": of the calibration's forward pass, of Hessians and of rounding
+  int threads = 1;
   int64_t max_shard_bytes = int64_t{4} << 30;
   CalibrationOptions calibration_options;
 };
 
-// Hears of the work, in the calling thread. Returning an error stops it (an interrupt); nothing is left behind.
+// Hears of the work, in the calling thread. Returning an error stops it (an interrupt); layers finished by then stay in
+// OUTPUT.work.
 class QuantizeListener {
  public:
   virtual ~QuantizeListener() = default;
-  virtual absl::Status Calibrated(int64_t windows_done, int64_t windows) { return absl::OkStatus(); }
-  virtual absl::Status Quantized(int64_t tensors_done, int64_t tensors, const std::string& name) {
-    return absl::OkStatus();
-  }
+  // Before the work begins.
+  virtual void Planned(int64_t predicted_peak_bytes, int64_t layers_done, int64_t layers) {}
+  // done of steps are done; `next` names the step to come ("layer 3 down_proj").
+  virtual absl::Status Advanced(int64_t done, int64_t steps, const std::string& next) { return absl::OkStatus(); }
 };
 
 struct QuantizeReport {
@@ -45,7 +48,8 @@ struct QuantizeReport {
 };
 
 // INVALID_ARGUMENT for a model, text or option that cannot be used, ALREADY_EXISTS / FAILED_PRECONDITION /
-// RESOURCE_EXHAUSTED for the output as ModelWriter says. The output appears whole or not at all.
+// RESOURCE_EXHAUSTED for the output as ModelWriter says, FAILED_PRECONDITION for an OUTPUT.work that is not to be
+// continued. The output appears whole or not at all, and is the same bytes however often the work was interrupted.
 absl::StatusOr<QuantizeReport> QuantizeModel(const QuantizeOptions& options, QuantizeListener* listener);
 
 }  // namespace nibble

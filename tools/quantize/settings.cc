@@ -22,7 +22,7 @@ struct Setting {
 
 // The values of an enumeration, by name in its order. A bool is one with two values.
 template <typename T>
-Setting Choice(const char* name, T Q::* member, std::vector<std::string> names, const char* meaning) {
+Setting Choice(const char* name, T Q::*member, std::vector<std::string> names, const char* meaning) {
   return {.name = name,
           .allowed = absl::StrJoin(names, ", "),
           .meaning = meaning,
@@ -38,12 +38,12 @@ Setting Choice(const char* name, T Q::* member, std::vector<std::string> names, 
               }};
 }
 
-Setting Switch(const char* name, bool Q::* member, const char* meaning) {
+Setting Switch(const char* name, bool Q::*member, const char* meaning) {
   return Choice(name, member, {"off", "on"}, meaning);
 }
 
 template <typename T>
-Setting Number(const char* name, T Q::* member, T least, T most, const char* meaning) {
+Setting Number(const char* name, T Q::*member, T least, T most, const char* meaning) {
   return {.name = name,
           .allowed = absl::StrCat(least, "..", most),
           .meaning = meaning,
@@ -99,6 +99,7 @@ absl::StatusOr<QuantizeSettings> PresetSettings(const std::string& name) {
   balanced.gptq = true;
   QuantizeSettings best = balanced;
   best.rotate_residual = ResidualRotation::kPrincipal;
+  best.permute = ChannelOrder::kOff;
   best.sort_neurons = true;
   best.clip_search = true;
   if (name == "none") return none;
@@ -122,8 +123,8 @@ absl::Status SetSetting(const std::string& assignment, QuantizeSettings* setting
     *settings = changed;
     return absl::OkStatus();
   }
-  const std::string names = absl::StrJoin(
-      Settings(), ", ", [](std::string* out, const Setting& setting) { out->append(setting.name); });
+  const std::string names =
+      absl::StrJoin(Settings(), ", ", [](std::string* out, const Setting& setting) { out->append(setting.name); });
   return absl::InvalidArgumentError(absl::StrCat("no setting is called \"", name, "\"; there are ", names));
 }
 
