@@ -249,15 +249,16 @@ absl::Status ReadTokenIds(const Fields& fields, ModelConfig* config) {
   return absl::OkStatus();
 }
 
-absl::Status ReadQuantization(const Fields& fields, ModelConfig* config) {
+absl::Status ReadQuantization(const Fields& fields, ForeignQuantization foreign, ModelConfig* config) {
   if (fields.Find("quantization_config") == nullptr) return absl::OkStatus();
   NIBBLE_ASSIGN_OR_RETURN(const Fields block, fields.Object("quantization_config"));
   std::string method;
   NIBBLE_RETURN_IF_ERROR(block.ReadOptional("quant_method", &method));
   if (method != "nibble") {
+    if (foreign == ForeignQuantization::kIgnore) return absl::OkStatus();
     return block.Unsupported(
         "quant_method",
-        absl::StrCat("is ", Quoted(method), "; make a checkpoint with nibble-quantize from the unquantized model"));
+        absl::StrCat("is ", Quoted(method), "; make a checkpoint with nibble-quantize from the unquantized model, or (awq, gptq) with nibble-quantize import"));
   }
   int64_t version = 0, group = 0;
   NIBBLE_RETURN_IF_ERROR(block.Read("version", 0, std::numeric_limits<int32_t>::max(), &version));
@@ -330,7 +331,7 @@ absl::StatusOr<Quantization> ParseQuantization(std::string_view name) {
       absl::StrCat("is ", Quoted(name), ", must be \"w4a4kv4\", \"w4a8kv4\" or \"bf16\""));
 }
 
-absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir) {
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir, ForeignQuantization foreign) {
   const std::string path = dir + "/config.json";
   NIBBLE_ASSIGN_OR_RETURN(const Json json, ReadJsonObject(path));
   const Fields fields(json, path);
@@ -340,7 +341,7 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir) {
   NIBBLE_RETURN_IF_ERROR(RefuseSlidingWindow(fields, config));
   NIBBLE_RETURN_IF_ERROR(ReadRope(fields, &config));
   NIBBLE_RETURN_IF_ERROR(ReadTokenIds(fields, &config));
-  NIBBLE_RETURN_IF_ERROR(ReadQuantization(fields, &config));
+  NIBBLE_RETURN_IF_ERROR(ReadQuantization(fields, foreign, &config));
 
   NIBBLE_RETURN_IF_ERROR(fields.ReadOptional("_name_or_path", &config.name));
   if (!IsPlainName(config.name)) config.name = DirectoryName(dir);

@@ -26,6 +26,10 @@ enum class Quantization : uint8_t { kBF16, kW4A8KV4, kW4A4KV4 };
 const char* QuantizationName(Quantization q);  // "bf16", "w4a8kv4", "w4a4kv4"
 absl::StatusOr<Quantization> ParseQuantization(std::string_view name);
 
+// What LoadModelConfig does with a quantization_config that is not Nibble's. kIgnore is for importing: the config then
+// says kBF16.
+enum class ForeignQuantization : uint8_t { kRefuse, kIgnore };
+
 struct ModelConfig {
   std::string name;  // the directory's name unless config.json has _name_or_path
   int64_t num_layers = 0;
@@ -51,7 +55,9 @@ struct ModelConfig {
 };
 
 // Reads DIR/config.json (and generation_config.json when present). NOT_FOUND, INVALID_ARGUMENT with file, field,
-// value and limit, or UNIMPLEMENTED for an architecture or rope type Nibble does not run; every field is range-checked.
-absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir);
+// value and limit, or UNIMPLEMENTED for an architecture, rope type or quantization Nibble does not run; every field is
+// range-checked.
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& dir,
+                                            ForeignQuantization foreign = ForeignQuantization::kRefuse);
 
 }  // namespace nibble

@@ -10,7 +10,6 @@
 
 #include "tools/quantize/gptq.h"
 #include "tools/quantize/rounding_order.h"
-#include "tools/quantize/weight_quantizer.h"
 
 namespace nibble {
 namespace {

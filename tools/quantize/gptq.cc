@@ -175,7 +175,8 @@ class CpuRoundingDevice : public RoundingDevice {
     const int64_t n = linear.shape.n, k = linear.shape.k, groups = k / kBlock;
     NIBBLE_CHECK_EQ(k, moments.k());
     NIBBLE_CHECK(!options.row_clips.empty());
-    RoundedLinear out{.tensors = EmptyTensors(linear, plan), .report = {}};
+    RoundedLinear out{.tensors = EmptyTensors(linear.shape, plan), .report = {}};
+    out.tensors.bias = linear.bias;
     out.report.damping = factor.damping;
     out.report.dead_columns = factor.dead_columns;
     out.report.fallback = factor.fallback;
@@ -273,18 +274,17 @@ class CpuRoundingDevice : public RoundingDevice {
 
 }  // namespace
 
-LinearTensors EmptyTensors(const DenseLinear& linear, const InputPlan& plan) {
-  const int64_t n = linear.shape.n, k = linear.shape.k;
+LinearTensors EmptyTensors(const LinearShape& shape, const InputPlan& plan) {
+  const int64_t n = shape.n, k = shape.k;
   NIBBLE_CHECK(k % kBlock == 0);
   NIBBLE_CHECK_EQ(static_cast<int64_t>(plan.block_bits.size()), k / kBlock);
   LinearTensors out;
-  out.name = linear.shape.name;
+  out.name = shape.name;
   out.n = n;
   out.k = k;
   out.quantized = true;
   out.block_bits = plan.block_bits;
   out.input_perm = plan.perm;
-  out.bias = linear.bias;
   out.qweight.resize(static_cast<size_t>(n * k / 2));
   out.group_scale.resize(static_cast<size_t>(n * k / kBlock));
   out.group_min.resize(static_cast<size_t>(n * k / kBlock));

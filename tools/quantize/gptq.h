@@ -115,8 +115,8 @@ std::unique_ptr<RoundingDevice> CreateCpuRoundingDevice(int threads);
 // INVALID_ARGUMENT for an unknown device, UNAVAILABLE when this build or machine has no CUDA.
 absl::StatusOr<std::unique_ptr<RoundingDevice>> CreateRoundingDevice(const RoundingDeviceOptions& options);
 
-// Tensors of the shapes that a linear [N, K] and its plan imply, codes zero.
-LinearTensors EmptyTensors(const DenseLinear& linear, const InputPlan& plan);
+// Tensors of the sizes that a linear and its plan imply: codes zero, no bias.
+LinearTensors EmptyTensors(const LinearShape& shape, const InputPlan& plan);
 
 // The weights [N, K] that quantized tensors stand for, in channel order.
 std::vector<float> DequantizeLinear(const LinearTensors& tensors);

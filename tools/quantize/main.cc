@@ -16,6 +16,7 @@
 #include "common/base/progress.h"
 #include "common/base/status.h"
 #include "common/base/version.h"
+#include "tools/quantize/import_command.h"
 #include "tools/quantize/quantizer.h"
 #include "tools/quantize/report_command.h"
 
@@ -137,9 +138,12 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(int64_t{1} << 20, int64_t{1} << 40))
       ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  nibble::ImportCommand import_command;
+  import_command.Register(&app);
   nibble::ReportCommand report;
   report.Register(&app);
   CLI11_PARSE(app, argc, argv);
+  if (app.got_subcommand("import")) return import_command.Run();
   if (app.got_subcommand("report")) return report.Run();
   const auto refuse = [](const std::string& reason) {
     std::cerr << "nibble-quantize: " << reason << "\n";

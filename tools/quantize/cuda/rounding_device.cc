@@ -248,7 +248,8 @@ class SingleGpu : public CudaRoundingDevice {
     }
     LaunchZeroRows(stream_, largest, n, k, best_step, best_error.data());
 
-    RoundedLinear out{.tensors = EmptyTensors(linear, plan), .report = {}};
+    RoundedLinear out{.tensors = EmptyTensors(linear.shape, plan), .report = {}};
+    out.tensors.bias = linear.bias;
     out.report.damping = factor.damping;
     out.report.dead_columns = factor.dead_columns;
     out.report.fallback = factor.fallback;
