@@ -6,7 +6,8 @@
   tools/accuracy/ablate.py --bin build/release/bin write       docs/accuracy.md from the results that are there
 
 Every row is one call of nibble-quantize and one of nibble-eval on the bundled model and on its outlier twin. Results are kept
-under --work by what they depend on (both programs, model, settings, text), so an interrupted run goes on where it was.
+under --work by what they depend on (model, settings, text), so an interrupted run goes on where it was; after the programs changed,
+--fresh measures again.
 """
 
 import argparse
@@ -30,7 +31,7 @@ RESULTS = ROOT / "tools/accuracy/results.json"
 WINDOW = 512
 VALIDATION_SHARE = 0.3  # of the calibration text, its end; statistics are then taken from the rest
 # Characters cut from the front of the calibration text: windows are spread evenly over it, so every sample reads others.
-SAMPLE_CUTS = {"a": 0, "b": 1700, "c": 3400}
+SAMPLE_CUTS = {"a": 0, "b": 8000, "c": 16000}
 
 # What the rows about a single setting try, besides the value that `best` has.
 ALTERNATIVES = {
@@ -147,8 +148,8 @@ def eight_bit_shares(directory):
 class Runner:
     def __init__(self, args):
         self.bin, self.work, self.args = pathlib.Path(args.bin), pathlib.Path(args.work), args
+        self.started = time.time()
         self.work.mkdir(parents=True, exist_ok=True)
-        self.programs = self.hash_files([self.bin / "nibble-quantize", self.bin / "nibble-eval"])
         self.models = {"novelist-17m": MODEL, "outlier twin": self.twin()}
 
     @staticmethod
@@ -191,12 +192,12 @@ class Runner:
         return path
 
     def windows(self, stage):
-        return self.args.windows or (60 if stage == "validate" else 400)
+        return self.args.windows or (40 if stage == "validate" else 400)
 
     def cached(self, what, measure):
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
         path = self.work / f"{key}.json"
-        if path.exists():
+        if path.exists() and (not self.args.fresh or path.stat().st_mtime > self.started):
             return json.loads(path.read_text())["result"]
         result = measure()
         partial = path.with_suffix(".partial")
@@ -210,12 +211,12 @@ class Runner:
 
     def float_perplexity(self, model, stage):
         what = {"float": model, "stage": stage, "windows": self.windows(stage),
-                "eval": self.hash_files([self.bin / "nibble-eval", self.models[model] / "model.safetensors"])}
+                "texts": self.hash_files([self.text(stage, "evaluate")])}
         return self.cached(what, lambda: self.evaluate(self.models[model], stage)["perplexity"])
 
     def measure(self, model, row, stage):
         what = {"row": dataclasses.asdict(dataclasses.replace(row, name="", group="")), "model": model, "stage": stage,
-                "windows": self.windows(stage), "programs": self.programs,
+                "windows": self.windows(stage),
                 "best": self.best_settings() if row.preset != "none" else None,
                 "texts": self.hash_files([self.text(stage, "calibrate", row.sample), self.text(stage, "evaluate")])}
 
@@ -316,7 +317,8 @@ def main():
     parser.add_argument("stage", choices=["validate", "final", "write"])
     parser.add_argument("--bin", default=ROOT / "build/release/bin")
     parser.add_argument("--work", default=ROOT / "build/ablation", help="results so far, and scratch")
-    parser.add_argument("--windows", type=int, help=f"windows of {WINDOW} tokens (validate: 60, final: 400)")
+    parser.add_argument("--windows", type=int, help=f"windows of {WINDOW} tokens (validate: 40, final: 400)")
+    parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--only", default="", help="regular expression on 'group mode name sample': measure these rows only")
     args = parser.parse_args()
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"float": {}, "rows": []}
