@@ -55,6 +55,8 @@ template <int kWords>
 struct Shared {
   alignas(128) uint8_t ring[kWarps * kSlots * Sizes<kWords>::kHeadBytes];
   alignas(16) uint8_t query[Sizes<kWords>::kQueryBytes];
+  float4 totals[Sizes<kWords>::kUnits];  // of the head's groups before the current one; each thread keeps its own
+  SoftmaxState total_states[Sizes<kWords>::kUnits];
   QueryFactors factors[kTileHeads];
   SoftmaxState states[kWarps][kTileHeads];
   int merge_slot[kWarps];
@@ -69,7 +71,7 @@ struct Piece {
   int row, head, sequence, tokens;
   int begin, end;    // chunks
   int fresh_page;    // first page that this step's rows write
-  int64_t start;     // of the head on the line
+  int start;         // of the head on the line
   __device__ __forceinline__ int pages() const { return PagesOf(tokens); }
 };
 
@@ -77,30 +79,34 @@ struct Piece {
 struct Walk {
   const DecodeParameters& p;
   int heads;  // per row: KV heads times tiles
-  int64_t line_begin, line_end;
+  int line_begin, line_end;
 
   // Tokens of a row's context; 0 for rows that the other kernel takes.
-  __device__ __forceinline__ int Tokens(int row, int* sequence, int* fresh_page) const {
-    *sequence = CheckedSequence(p.step, row);
-    const int first = __ldg(p.step.row_begin + *sequence);
-    if (p.rows == DecodeRows::kSingle && __ldg(p.step.row_begin + *sequence + 1) - first != 1) return 0;
-    *fresh_page = __ldg(p.step.positions + first) / kTokensPerPage;
+  __device__ __forceinline__ int Tokens(int row, int sequence) const {
+    if (p.rows == DecodeRows::kSingle &&
+        __ldg(p.step.row_begin + sequence + 1) - __ldg(p.step.row_begin + sequence) != 1) {
+      return 0;
+    }
     return CheckedPosition(p.step, row) + 1;
   }
   __device__ __forceinline__ void LoadRow(Piece* piece) const {
     while (true) {
-      piece->tokens = Tokens(piece->row, &piece->sequence, &piece->fresh_page);
-      if (piece->tokens > 0) return;
+      piece->sequence = CheckedSequence(p.step, piece->row);
+      piece->tokens = Tokens(piece->row, piece->sequence);
+      if (piece->tokens > 0) break;
       piece->row = __ldg(p.step.row_begin + piece->sequence + 1);
     }
+    // Rows of a sequence are consecutive: its first row is at most this far back.
+    const int back = p.rows == DecodeRows::kSingle ? 1 : p.step.rows;
+    piece->fresh_page = max(piece->tokens - back, 0) / kTokensPerPage;
   }
   // The first piece of the block. Empty (begin == end) when the block has nothing to do.
-  __device__ __forceinline__ Piece First(int row, int64_t row_start) const {
+  __device__ __forceinline__ Piece First(int row, int row_start) const {
     Piece piece;
     piece.row = row;
     LoadRow(&piece);
-    piece.head = static_cast<int>((line_begin - row_start) / piece.pages());
-    piece.start = row_start + static_cast<int64_t>(piece.head) * piece.pages();
+    piece.head = (line_begin - row_start) / piece.pages();
+    piece.start = row_start + piece.head * piece.pages();
     piece.begin = ChunkBoundary(line_begin - piece.start, piece.pages());
     piece.end = ChunkBoundary(line_end - piece.start, piece.pages());
     if (piece.begin == ChunksOf(piece.pages())) Advance(&piece);
@@ -127,9 +133,9 @@ __device__ __forceinline__ HeadLine Survey(const DecodeParameters& p, Walk* walk
   const int rows_each = (p.step.rows + kThreads - 1) / kThreads;
   const int row_begin = min(static_cast<int>(threadIdx.x) * rows_each, p.step.rows);
   const int row_end = min(row_begin + rows_each, p.step.rows);
-  int pages = 0, chunks = 0, sequence, fresh_page;
+  int pages = 0, chunks = 0;
   for (int row = row_begin; row < row_end; ++row) {
-    const int row_pages = PagesOf(walk->Tokens(row, &sequence, &fresh_page));
+    const int row_pages = PagesOf(walk->Tokens(row, CheckedSequence(p.step, row)));
     pages += row_pages;
     chunks += ChunksOf(row_pages);
   }
@@ -154,17 +160,16 @@ __device__ __forceinline__ HeadLine Survey(const DecodeParameters& p, Walk* walk
     all_pages += shared->scan_pages[w];
     all_chunks += shared->scan_chunks[w];
   }
-  HeadLine line;
-  line.pages = static_cast<int64_t>(all_pages) * walk->heads;
-  line.blocks = min(static_cast<int>(gridDim.x), all_chunks * walk->heads);
+  if (static_cast<int64_t>(all_pages) * walk->heads > INT32_MAX) __trap();
+  const HeadLine line = CutLine(all_pages * walk->heads, all_chunks * walk->heads, gridDim.x);
   if (static_cast<int>(blockIdx.x) >= line.blocks) return line;
   walk->line_begin = line.Cut(blockIdx.x);
   walk->line_end = line.Cut(blockIdx.x + 1);
-  const int64_t target = walk->line_begin / walk->heads;  // in pages of rows
+  const int target = walk->line_begin / walk->heads;  // in pages of rows
   if (before <= target && target < before + pages) {
     int row = row_begin;
     while (true) {
-      const int row_pages = PagesOf(walk->Tokens(row, &sequence, &fresh_page));
+      const int row_pages = PagesOf(walk->Tokens(row, CheckedSequence(p.step, row)));
       if (target < before + row_pages) break;
       before += row_pages;
       ++row;
@@ -428,33 +433,70 @@ __device__ __forceinline__ float4* PartialsOf(const DecodeParameters& p, int blo
                           Sizes<kWords>::kPartialFloat4;
 }
 
+// The partials of a divided head in order, block after block.
+template <int kWords>
+struct PartialCursor {
+  const DecodeParameters& p;
+  const HeadLine& line;
+  const Piece& piece;
+  int block, chunk, end;
+  const float4* partial;
+
+  __device__ __forceinline__ PartialCursor(const DecodeParameters& parameters, const HeadLine& head_line,
+                                           const Piece& head, int first_block)
+      : p(parameters), line(head_line), piece(head), block(first_block - 1), chunk(0), end(0), partial(nullptr) {
+    Settle();
+  }
+  __device__ __forceinline__ bool done() const { return chunk == ChunksOf(piece.pages()); }
+  __device__ __forceinline__ void Next() {
+    chunk = PartialEnd(chunk, end);
+    partial += Sizes<kWords>::kPartialFloat4;
+    if (chunk == end) Settle();
+  }
+  // To the block that holds `chunk`.
+  __device__ __forceinline__ void Settle() {
+    while (end == chunk && !done()) {
+      ++block;
+      end = ChunkBoundary(line.Cut(block + 1) - piece.start, piece.pages());
+    }
+    partial = PartialsOf<kWords>(p, block, chunk != 0);
+  }
+};
+
 // The block that finished a divided head last folds its partials, in order, and writes the output.
 template <int kWords>
 __device__ __forceinline__ void Combine(const DecodeParameters& p, const HeadLine& line, const Piece& piece,
                                         int first_block) {
   using S = Sizes<kWords>;
-  const int chunks = ChunksOf(piece.pages());
-#pragma unroll
-  for (int n = 0; n < S::kThreadUnits; ++n) {
-    const int index = threadIdx.x + n * kThreads;
+  constexpr int kBatch = 4;  // partials loaded at once
+#pragma unroll 1
+  for (int index = threadIdx.x; index < S::kUnits; index += kThreads) {
     Unit total, group;
     bool total_empty = true, group_empty = true;
-    int chunk = 0;
-    for (int block = first_block; chunk < chunks; ++block) {
-      const int end = ChunkBoundary(line.Cut(block + 1) - piece.start, piece.pages());
-      const float4* partial = PartialsOf<kWords>(p, block, chunk != 0);
-      while (chunk < end) {
-        const float4 state = __ldcg(partial + S::kUnits + UnitHead<kWords>(index));
-        const Unit unit = {{state.x, state.y, state.z}, __ldcg(partial + index)};
-        partial += S::kPartialFloat4;
-        if (chunk % kGroupChunks == 0 && !group_empty) {
+    PartialCursor<kWords> cursor(p, line, piece, first_block);
+    while (!cursor.done()) {
+      Unit loaded[kBatch];
+      uint32_t starts = 0;  // bit k: partial k starts a group
+      int count = 0;
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (cursor.done()) continue;
+        const float4 state = __ldcg(cursor.partial + S::kUnits + UnitHead<kWords>(index));
+        loaded[k] = {{state.x, state.y, state.z}, __ldcg(cursor.partial + index)};
+        starts |= static_cast<uint32_t>(cursor.chunk % kGroupChunks == 0) << k;
+        ++count;
+        cursor.Next();
+      }
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        if (k >= count) continue;
+        if ((starts >> k & 1) != 0 && !group_empty) {
           FoldInto(&total, total_empty, group);
           total_empty = false;
           group_empty = true;
         }
-        FoldInto(&group, group_empty, unit);
+        FoldInto(&group, group_empty, loaded[k]);
         group_empty = false;
-        chunk = PartialEnd(chunk, end);
       }
     }
     FoldInto(&total, total_empty, group);
@@ -483,7 +525,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     GridDependencyWait();  // a grid must not finish before the grids in front of it
     return;
   }
-  Piece piece = walk.First(shared.first_row, static_cast<int64_t>(shared.first_row_pages) * walk.heads);
+  Piece piece = walk.First(shared.first_row, shared.first_row_pages * walk.heads);
 
   PageCopier<kWords> copier(walk, piece, ring, barriers);
   int started = 0;
@@ -520,7 +562,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     const int pages = piece.pages(), chunks = ChunksOf(pages);
     const bool whole = piece.begin == 0 && piece.end == chunks;
     float4* partial = PartialsOf<kWords>(p, blockIdx.x, piece.begin != 0);
-    Unit total[S::kThreadUnits], group[S::kThreadUnits];
+    Unit group[S::kThreadUnits];
     for (int chunk = piece.begin; chunk < piece.end; ++chunk) {
       const int chunk_pages = min(pages - chunk * kChunkPages, kChunkPages);
       const int chunk_tokens = piece.tokens - chunk * kChunkPages * kTokensPerPage;
@@ -590,33 +632,37 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
           StorePartial<kWords>(partial, index, group[n]);
           continue;
         }
-        FoldInto(&total[n], chunk < kGroupChunks, group[n]);
-        if (piece_ends) StoreOutput<kWords>(p, piece, index, total[n]);
+        if (chunk >= kGroupChunks) {
+          Unit total = {shared.total_states[index], shared.totals[index]};
+          FoldInto(&total, group[n].state, group[n].accumulators);
+          group[n] = total;
+        }
+        if (piece_ends) {
+          StoreOutput<kWords>(p, piece, index, group[n]);
+        } else {
+          shared.total_states[index] = group[n].state;
+          shared.totals[index] = group[n].accumulators;
+        }
       }
       if (!group_known || group_ends) partial += S::kPartialFloat4;
       // The slot goes back to the asynchronous copies after ordinary accesses to it.
       FenceProxyAsync();
+      if (piece_ends && !whole) __threadfence();  // partials, before the arrival below
       __syncthreads();
       if (warp < chunk_pages) copier.Start(true);
     }
     if (!whole) {
-      int first_block = static_cast<int>(piece.start * line.blocks / line.pages);
-      if (first_block > 0) --first_block;
+      int first_block = max(piece.start / line.share - 1, 0);
       while (ChunkBoundary(line.Cut(first_block + 1) - piece.start, pages) == 0) ++first_block;
-      __threadfence();
-      __syncthreads();
       if (threadIdx.x == 0) {
         const uint32_t done = piece.end - piece.begin;
         const bool last = atomicAdd(p.counters + first_block, done) + done == static_cast<uint32_t>(chunks);
         if (last) p.counters[first_block] = 0;
+        __threadfence();
         shared.is_last = last;
       }
       __syncthreads();
-      if (shared.is_last) {
-        __threadfence();
-        Combine<kWords>(p, line, piece, first_block);
-      }
-      __syncthreads();
+      if (shared.is_last) Combine<kWords>(p, line, piece, first_block);
     }
     piece = next;
   }

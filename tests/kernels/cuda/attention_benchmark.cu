@@ -23,9 +23,9 @@ void Expect(bool condition, const std::string& what) {
 
 // The device, its scratch and its counters.
 struct Bench {
-  explicit Bench(const HeadShape& shape, int64_t max_rows, int64_t max_pages)
+  Bench(const HeadShape& shape, int64_t max_pages)
       : device(Describe()),
-        scratch(AttentionScratchBytes(device, shape.layout(), shape.q_heads, max_rows, max_pages)),
+        scratch(AttentionScratchBytes(device, shape.layout(), shape.q_heads, 0, max_pages)),
         counters(AttentionCounterBytes(device) / sizeof(uint32_t)) {
     counters.Fill(0);
     scratch.Fill(0xff);
@@ -134,7 +134,7 @@ void CheckDecode(const HeadShape& shape, float key_factor) {
     if (lengths[s] % 64 != 0) cache.Poison(tables[s * max_pages + lengths[s] / 64], lengths[s] % 64);
   }
   Step step(cache, SingleRows(lengths), tables, max_pages, 7);
-  Bench bench(shape, 64, max_pages);
+  Bench bench(shape, max_pages);
   const std::vector<uint16_t> got = bench.Run(step, true);
   const Accuracy a = Compare(cache, step, lengths, tables, max_pages, got);
   char text[200];
@@ -167,6 +167,220 @@ void CheckDecode(const HeadShape& shape, float key_factor) {
   Expect(alone, "decode: the same bits alone and in a batch");
 }
 
+// A step of some rows of one sequence whose queries are rows of `queries`, attended over `tables`.
+std::unique_ptr<Step> StepOf(const Cache& cache, const std::vector<Part>& parts, const std::vector<int32_t>& table,
+                             int64_t max_pages, const DeviceArray<uint16_t>& queries) {
+  const int64_t cols = cache.shape().qkv_cols();
+  std::vector<int32_t> tables;
+  for (size_t s = 0; s < parts.size(); ++s) tables.insert(tables.end(), table.begin(), table.end());
+  auto step = std::make_unique<Step>(cache, parts, tables, max_pages, 1);
+  int64_t row = 0;
+  for (const Part& part : parts) {
+    NIBBLE_CUDA_CHECK(cudaMemcpy(step->qkv().data() + row * cols, queries.data() + part.position * cols,
+                                 part.rows * cols * 2, cudaMemcpyDeviceToDevice));
+    row += part.rows;
+  }
+  return step;
+}
+
+// The rows of one sequence in one chunk, in chunks of other sizes, one by one, and both kinds in one step.
+void CheckChunks(const HeadShape& shape, int64_t length) {
+  const int64_t max_pages = length / 64 + 2, out_cols = shape.out_cols();
+  Cache cache(shape, max_pages + 30, 9, 1.0f);
+  const std::vector<int32_t> table = Tables({length}, max_pages, max_pages + 30, 4);
+  if (length % 64 != 0) cache.Poison(table[length / 64], length % 64);
+  DeviceArray<uint16_t> queries(length * shape.qkv_cols());
+  FillNormal(queries.data(), static_cast<int64_t>(queries.count()), 21, 1.0f);
+  Bench bench(shape, max_pages);
+  const auto run = [&](const std::vector<Part>& parts) {
+    return bench.Run(*StepOf(cache, parts, table, max_pages, queries), false);
+  };
+  const std::vector<uint16_t> whole = run({{0, length}});
+  char name[64];
+  std::snprintf(name, sizeof name, "%ld/%ld heads x %ld, %ld tokens", shape.q_heads, shape.kv_heads, shape.head_dim,
+                length);
+  const std::vector<int64_t> sampled = {0, 1, 5, 63, 64, 100, length / 3, length / 2, length - 1};
+  {
+    std::vector<Part> rows;
+    std::vector<int64_t> lengths;
+    std::vector<int32_t> tables;
+    std::vector<uint16_t> got;
+    for (int64_t position : sampled) {
+      rows.push_back({position, 1});
+      lengths.push_back(position + 1);
+      tables.insert(tables.end(), table.begin(), table.end());
+      got.insert(got.end(), whole.begin() + position * out_cols, whole.begin() + (position + 1) * out_cols);
+    }
+    const auto step = StepOf(cache, rows, table, max_pages, queries);
+    const Accuracy a = Compare(cache, *step, lengths, tables, max_pages, got);
+    char text[200];
+    std::snprintf(text, sizeof text, "prefill %s: error %.3e (rounding alone %.3e), past one rounding %.2e, %ld wrong",
+                  name, a.relative, a.rounding_alone, a.noise, a.wrong);
+    Expect(a.wrong == 0, text);
+  }
+  for (int64_t chunk : {int64_t{2048}, int64_t{100}, int64_t{16}, int64_t{1}}) {
+    const int64_t step_over = chunk < 100 ? 64 * chunk + 37 : chunk;  // small chunks: some of them
+    int64_t wrong = 0, rows = 0;
+    for (int64_t begin = 0; begin < length; begin += step_over) {
+      const int64_t count = std::min(chunk, length - begin);
+      const std::vector<uint16_t> got = run({{begin, count}});
+      for (int64_t r = 0; r < count; ++r, ++rows) {
+        wrong += !std::equal(got.begin() + r * out_cols, got.begin() + (r + 1) * out_cols,
+                             whole.begin() + (begin + r) * out_cols);
+      }
+    }
+    Expect(wrong == 0, std::string(name) + ": chunks of " + std::to_string(chunk) + ", " + std::to_string(wrong) +
+                           " of " + std::to_string(rows) + " rows differ");
+  }
+  std::vector<Part> mixed = {{length / 2, 40}, {0, 2}, {length / 3, 200}};
+  for (int64_t position : sampled) mixed.insert(mixed.begin() + mixed.size() / 2, {position, 1});
+  const std::vector<uint16_t> got = run(mixed);
+  int64_t wrong = 0, row = 0;
+  for (const Part& part : mixed) {
+    for (int64_t r = 0; r < part.rows; ++r, ++row) {
+      wrong += !std::equal(got.begin() + row * out_cols, got.begin() + (row + 1) * out_cols,
+                           whole.begin() + (part.position + r) * out_cols);
+    }
+  }
+  Expect(wrong == 0, std::string(name) + ": chunks and single rows in one step, " + std::to_string(wrong) + " of " +
+                         std::to_string(row) + " rows differ");
+}
+
+// Codes, parameters and rotated queries against the formulas of docs/numerics.md and kernels/cpu/attention_inl.h.
+void CheckRope(const HeadShape& shape, float factor) {
+  const int64_t d = shape.head_dim, rows = 200, first = 1000, max_pages = 20, half = d / 2;
+  Cache cache(shape, 40, 3, 1.0f);
+  const std::vector<int32_t> table = Tables({max_pages * 64}, max_pages, 40, 8);
+  Step step(cache, {{first, rows}}, table, max_pages, 5);
+  FillNormal(step.qkv().data(), rows * shape.qkv_cols(), 55, factor);
+  std::vector<float> cos_sin(max_pages * 64 * d);
+  for (int64_t p = 0; p < max_pages * 64; ++p) {
+    for (int64_t i = 0; i < half; ++i) {
+      const double angle = static_cast<double>(p) * std::pow(500000.0, -static_cast<double>(i) / half);
+      cos_sin[p * d + i] = static_cast<float>(std::cos(angle));
+      cos_sin[p * d + half + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  DeviceArray<float> cos_sin_array(cos_sin);
+  Bench bench(shape, max_pages);
+  const std::vector<uint16_t> in = step.qkv().Get();
+  const AttentionArgs a = step.args();
+  NIBBLE_CUDA_CHECK(cudaDeviceSynchronize());
+  RopeAppend(bench.device, {.step = a.step,
+                            .qkv = a.qkv,
+                            .q_heads = a.q_heads,
+                            .cos_sin = cos_sin_array.data(),
+                            .max_positions = max_pages * 64,
+                            .pages = a.pages});
+  NIBBLE_CUDA_CHECK(cudaStreamSynchronize(bench.device.stream));
+  const std::vector<uint16_t> out = step.qkv().Get();
+  const std::vector<uint8_t> bytes = cache.Get();
+  int64_t wrong_q = 0, wrong_codes = 0, wrong_parameters = 0;
+  const auto saturated = [](float x) { return ToF16(std::clamp(x, -65504.0f, 65504.0f)); };
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t head = 0; head < shape.q_heads + 2 * shape.kv_heads; ++head) {
+      const int64_t at = row * shape.qkv_cols() + head * d, position = first + row;
+      const bool is_value = head >= shape.q_heads + shape.kv_heads;
+      std::vector<float> x(d);
+      for (int64_t i = 0; i < d; ++i) x[i] = ToFloat(BF16{in[at + i]});
+      for (int64_t i = 0; i < half && !is_value; ++i) {
+        const float low = x[i], high = x[half + i], c = cos_sin[position * d + i], s = cos_sin[position * d + half + i];
+        x[i] = std::fma(low, c, 0.0f - high * s);
+        x[half + i] = std::fma(high, c, low * s);
+      }
+      if (head < shape.q_heads) {
+        for (int64_t i = 0; i < d; ++i) wrong_q += out[at + i] != ToBF16(x[i]).bits;
+        continue;
+      }
+      const auto [low, high] = std::minmax_element(x.begin(), x.end());
+      const float minimum = -(0.0f - *low);
+      const F16 scale = saturated((*high - minimum) / 15.0f), zero = saturated(minimum);
+      const int64_t kv_head = head - shape.q_heads - (is_value ? shape.kv_heads : 0);
+      const uint8_t* page = bytes.data() + table[position / 64] * shape.layout().page_bytes() +
+                            kv_head * shape.layout().head_bytes();
+      const int token = static_cast<int>(position % 64), dim = static_cast<int>(d);
+      F16 got[2];
+      std::memcpy(got, page + KvParameters(dim, token) + 4 * is_value, 4);
+      wrong_parameters += got[0].bits != scale.bits || got[1].bits != zero.bits;
+      for (int i = 0; i < dim; ++i) {
+        const float s = ToFloat(scale), z = ToFloat(zero);
+        const int want =
+            s == 0 ? 0 : static_cast<int>(std::fmin(15.0f, std::fmax(std::nearbyint((x[i] - z) / s), 0.0f)));
+        const int byte = is_value ? VCodeWord(dim, token, i / 4 * 4) + i % 4 / 2 : KCodeByte(dim, token, i);
+        wrong_codes += (page[byte] >> (i % 2 * 4) & 15) != want;
+      }
+    }
+  }
+  Expect(wrong_q + wrong_codes + wrong_parameters == 0,
+         "rope: wrong q, codes, parameters: " + std::to_string(wrong_q) + ", " + std::to_string(wrong_codes) +
+             ", " + std::to_string(wrong_parameters) + ", head_dim " + std::to_string(d) + ", values x " +
+             std::to_string(factor));
+}
+
+void Record(const char* op, const std::string& name, const Timing& timing, double bytes, double flops) {
+  const double gbps = bytes / timing.us / 1e3, tflops = flops / timing.us / 1e6;
+  std::printf("  %-26s %8.1f MB %9.2f us +-%4.1f%% %6.0f GB/s %5.1f%%", name.c_str(), bytes / 1e6, timing.us,
+              timing.spread * 100, gbps, gbps / kHbmGBps * 100);
+  if (flops > 0) std::printf(" %6.1f TFLOP/s", tflops);
+  std::printf(" %5.0f MHz\n", timing.sm_mhz);
+  std::fflush(stdout);
+  char entry[320];
+  std::snprintf(entry, sizeof entry,
+                "{\"op\":\"%s\",\"case\":\"%s\",\"bytes\":%.0f,\"flops\":%.0f,\"us\":%.3f,\"spread\":%.4f,"
+                "\"gbps\":%.0f,\"share\":%.4f,\"tflops\":%.1f,\"sm_mhz\":%.0f},\n",
+                op, name.c_str(), bytes, flops, timing.us, timing.spread, gbps, gbps / kHbmGBps, tflops, timing.sm_mhz);
+  json += entry;
+}
+
+void TimePrefill(const Cache& cache, int64_t prefix, int64_t rows) {
+  const HeadShape& shape = cache.shape();
+  const int64_t max_pages = (prefix + rows + 63) / 64;
+  Bench bench(shape, max_pages);
+  std::vector<std::unique_ptr<Step>> steps;
+  std::vector<std::function<void()>> launches;
+  for (uint32_t r = 0; r < 4; ++r) {
+    steps.push_back(std::make_unique<Step>(cache, std::vector<Part>{{prefix, rows}},
+                                           Tables({prefix + rows}, max_pages, cache.pages().num_pages, r), max_pages, r));
+    const Step* step = steps.back().get();
+    launches.push_back([&bench, step] { Attention(bench.device, step->args(), bench.counters.data()); });
+  }
+  const double pairs = static_cast<double>(rows) * static_cast<double>(prefix) +
+                       0.5 * static_cast<double>(rows) * static_cast<double>(rows + 1);
+  Record("prefill", std::to_string(rows) + " after " + std::to_string(prefix), Time(bench.device.stream, launches, 9),
+         static_cast<double>(max_pages * shape.layout().page_bytes() + 2 * rows * shape.out_cols() * 2),
+         4.0 * static_cast<double>(shape.head_dim * shape.q_heads) * pairs);
+}
+
+void TimeRope(const Cache& cache, int64_t rows) {
+  const HeadShape& shape = cache.shape();
+  const int64_t max_pages = rows / 64 + 2, d = shape.head_dim;
+  Bench bench(shape, max_pages);
+  DeviceArray<float> cos_sin(std::vector<float>(max_pages * 64 * d, 0.7f));
+  std::vector<std::unique_ptr<Step>> steps;
+  std::vector<std::function<void()>> launches;
+  const int64_t rotations = std::clamp<int64_t>(8192 / rows, 3, 64);
+  for (uint32_t r = 0; r < rotations; ++r) {
+    // As many sequences as rows up to 64 (a decode step), above that one chunk.
+    std::vector<Part> parts = {{0, rows}};
+    if (rows <= 64) parts.assign(rows, {r % 64, 1});
+    std::vector<int64_t> lengths(parts.size(), rows);
+    steps.push_back(std::make_unique<Step>(cache, parts, Tables(lengths, max_pages, cache.pages().num_pages, r),
+                                           max_pages, r));
+    const AttentionArgs a = steps.back()->args();
+    launches.push_back([&bench, &cos_sin, a, max_pages] {
+      RopeAppend(bench.device, {.step = a.step,
+                                .qkv = a.qkv,
+                                .q_heads = a.q_heads,
+                                .cos_sin = cos_sin.data(),
+                                .max_positions = max_pages * 64,
+                                .pages = a.pages});
+    });
+  }
+  const int64_t row_bytes = (shape.qkv_cols() + shape.out_cols()) * 2 + 2 * shape.kv_heads * (d / 2 + 4) + 4 * d;
+  Record("rope_append", std::to_string(rows) + " rows", Time(bench.device.stream, launches),
+         static_cast<double>(rows * row_bytes), 0);
+}
+
 // Steps over one large cache whose pages rotate, so that nothing stays in the second-level cache.
 void TimeDecode(int64_t batch, const std::vector<int64_t>& lengths, const std::string& name, const Cache& cache) {
   const HeadShape& shape = cache.shape();
@@ -177,7 +391,7 @@ void TimeDecode(int64_t batch, const std::vector<int64_t>& lengths, const std::s
   const int64_t bytes = pages * shape.layout().page_bytes();
   const int64_t rotations = std::clamp<int64_t>((int64_t{600} << 20) / bytes, 2, 64);
   std::vector<std::unique_ptr<Step>> steps;
-  Bench bench(shape, batch, max_pages);
+  Bench bench(shape, max_pages);
   std::vector<int32_t> order(cache.pages().num_pages);
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937(11));
@@ -195,17 +409,7 @@ void TimeDecode(int64_t batch, const std::vector<int64_t>& lengths, const std::s
     });
   }
   const Timing timing = Time(bench.device.stream, launches);
-  const double gbps = static_cast<double>(bytes) / timing.us / 1e3;
-  std::printf("  %-24s %8.1f MB %9.2f us ±%4.1f%% %6.0f GB/s %5.1f%% %5.0f MHz\n", name.c_str(),
-              static_cast<double>(bytes) / 1e6, timing.us, timing.spread * 100, gbps, gbps / kHbmGBps * 100,
-              timing.sm_mhz);
-  std::fflush(stdout);
-  char entry[256];
-  std::snprintf(entry, sizeof entry,
-                "{\"op\":\"decode\",\"case\":\"%s\",\"bytes\":%ld,\"us\":%.3f,\"spread\":%.4f,\"gbps\":%.0f,"
-                "\"share\":%.4f,\"sm_mhz\":%.0f},\n",
-                name.c_str(), bytes, timing.us, timing.spread, gbps, gbps / kHbmGBps, timing.sm_mhz);
-  json += entry;
+  Record("decode", name, timing, static_cast<double>(bytes), 0);
 }
 
 void TimeAllDecode() {
@@ -247,6 +451,34 @@ int Main(int argc, char** argv) {
     CheckDecode({24, 8, 128}, 1.0f);
     CheckDecode({12, 1, 128}, 1.0f);
     CheckDecode({32, 8, 64}, 1.0f);
+  }
+  if (wanted("check")) {
+    CheckRope({64, 8, 128}, 1.0f);
+    CheckRope({32, 8, 64}, 1.0f);
+    CheckRope({6, 2, 96}, 1.0f);
+    CheckRope({64, 8, 128}, 1e30f);
+    CheckRope({64, 8, 128}, 0.0f);
+    CheckRope({64, 8, 128}, 1e-39f);
+    CheckChunks({64, 8, 128}, 5000);
+    CheckChunks({64, 8, 128}, 1000);
+    CheckChunks({32, 8, 64}, 4500);
+    CheckChunks({24, 8, 128}, 700);
+    CheckChunks({12, 1, 128}, 700);
+    CheckChunks({7, 1, 96}, 300);
+  }
+  const HeadShape shape;
+  if (wanted("prefill") || wanted("rope")) {
+    Cache cache(shape, 4096, 7, 1.0f);
+    if (wanted("prefill")) {
+      std::printf("prefill, 64/8 heads x 128\n");
+      for (int64_t rows : {1024, 2048, 4096, 8192, 16384}) TimePrefill(cache, 0, rows);
+      TimePrefill(cache, 14336, 2048);
+      TimePrefill(cache, 8192, 16);
+    }
+    if (wanted("rope")) {
+      std::printf("RoPE and append, 64/8 heads x 128\n");
+      for (int64_t rows : {1, 16, 32, 64, 256, 1024, 4096}) TimeRope(cache, rows);
+    }
   }
   if (wanted("decode")) TimeAllDecode();
   if (!json_path.empty()) {
