@@ -688,8 +688,7 @@ void LaunchDecode(const Device& device, const AttentionArgs& args, DecodeRows ro
       .counters = counters,
   };
   constexpr int kSharedBytes = sizeof(Shared<kWords>);
-  NIBBLE_CUDA_CHECK(
-      cudaFuncSetAttribute(DecodeKernel<kWords>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  AllowSharedMemory(DecodeKernel<kWords>, kSharedBytes);
   Launch(device, DecodeKernel<kWords>, dim3(device.multiprocessors * kBlocksPerMultiprocessor), dim3(kThreads),
          kSharedBytes, parameters);
 }

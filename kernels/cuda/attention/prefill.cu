@@ -25,6 +25,12 @@ constexpr int kThreads = kWarpgroupThreads * (1 + kConsumers);
 constexpr int kStages = 3;                    // unpacked pages
 constexpr int kAtomBytes = 128;               // of a row, in the layout that a 128-byte swizzle works on
 
+// Registers per thread after the launch's 168 have been shared out again.
+template <int kHeadDim>
+constexpr int kProducerRegisters = kHeadDim == 128 ? 88 : 104;
+template <int kHeadDim>
+constexpr int kConsumerRegisters = kHeadDim == 128 ? 208 : 200;
+
 struct PrefillParameters {
   StepView step;
   const uint8_t* pages;
@@ -538,10 +544,10 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const __grid_consta
   GridDependencyWait();
   const int warpgroup = threadIdx.x / kWarpgroupThreads;
   if (warpgroup == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters<kHeadDim>));
     Produce<kHeadDim>(p, shared);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 200;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters<kHeadDim>));
     Consume<kHeadDim>(p, warpgroup - 1, shared);
   }
 }
@@ -564,8 +570,7 @@ void LaunchPrefill(const Device& device, const AttentionArgs& args) {
       .folded = device.Scratch<float4>(PrefillScratchBytes(device.multiprocessors, kHeadDim)),
   };
   constexpr int kSharedBytes = sizeof(Shared<kHeadDim>);
-  NIBBLE_CUDA_CHECK(
-      cudaFuncSetAttribute(PrefillKernel<kHeadDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  AllowSharedMemory(PrefillKernel<kHeadDim>, kSharedBytes);
   const int64_t most_tiles = (args.step.rows / tile_rows + args.step.sequences) * kv_heads;
   const int64_t blocks = most_tiles < device.multiprocessors ? most_tiles : device.multiprocessors;
   Launch(device, PrefillKernel<kHeadDim>, dim3(static_cast<uint32_t>(blocks)), dim3(kThreads), kSharedBytes, parameters);
