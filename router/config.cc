@@ -130,7 +130,7 @@ std::vector<Setting> Settings(RouterConfig* c) {
       Number<uint32_t>("join-timeout-s", "longest rendezvous of a replica's workers", 1, kDay_s, &c->join_timeout_s),
       Number<uint32_t>("ping-interval-ms", "how often a serving worker is asked whether it is still the same", 10,
                        kDay_s * 1000, &c->ping_interval_ms),
-      Number<uint32_t>("replay-wait-ms", "how long a sequence that lost its replica waits for another one", 0,
+      Number<uint32_t>("replay-wait-ms", "how long a request waits when no replica is ready for it", 0,
                        kDay_s * 1000, &c->replay_wait_ms),
       Number<uint32_t>("drain-timeout-s", "how long SIGTERM waits for running requests", 0, kDay_s,
                        &c->drain_timeout_s),

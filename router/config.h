@@ -41,7 +41,7 @@ struct RouterConfig {
   uint32_t load_timeout_s = 1800;       // Prepare: reading a shard from disk
   uint32_t join_timeout_s = 60;         // Join: the group's rendezvous
   uint32_t ping_interval_ms = 1000;     // GetInfo while the replica serves
-  uint32_t replay_wait_ms = 0;          // how long an interrupted sequence waits for a ready replica
+  uint32_t replay_wait_ms = 0;          // how long a sequence waits for a ready replica
   uint32_t drain_timeout_s = 45;
 
   // TLS: client side of the router, then towards the workers. Empty: plaintext.

@@ -30,7 +30,7 @@ Fleet::Fleet(const FleetOptions& options, std::vector<Workers> replicas, Expecte
       on_ready_(std::move(on_ready)),
       prefixes_(static_cast<uint32_t>(replicas.size())),
       replay_([this](std::unique_ptr<Sequence> s, TimePoint until) { Replay(std::move(s), until); },
-              [this](std::unique_ptr<Sequence> s) { s->output->Fail(ReplicaLost()); }) {
+              [this](std::unique_ptr<Sequence> s) { s->output->Fail(WithoutReplica(*s)); }) {
   for (uint32_t i = 0; i < replicas.size(); ++i) {
     metrics_.push_back(std::make_unique<ReplicaMetrics>(metrics, options_.model_name, i));
     ReplicaOptions replica = options_.replica;
@@ -59,27 +59,32 @@ absl::Status Fleet::NoReplica() const {
       absl::UnavailableError(absl::StrCat("no replica is ready (", replicas_.size(), " configured)")), kRetryAfter);
 }
 
-absl::Status Fleet::ReplicaLost() const {
-  if (stopping_) return NoReplica();
+absl::Status Fleet::WithoutReplica(const Sequence& sequence) const {
+  if (stopping_ || sequence.first_scheduled_at == TimePoint{}) return NoReplica();
   return WithRetryAfter(absl::UnavailableError("the replica of this request was lost and no other is ready"),
                         kRetryAfter);
 }
 
 absl::Status Fleet::Submit(Sequences sequences) {
-  if (!ready() || stopping_) return NoReplica();
+  const bool may_wait = options_.replay_wait.count() > 0;
+  if (stopping_ || (!ready() && !may_wait)) return NoReplica();
   // Under the lock until the replica counts them: of two requests, the second sees the first.
   std::lock_guard<std::mutex> lock(submit_mutex_);
   NIBBLE_RETURN_IF_ERROR(CheckQueues(sequences.size(), PromptTokens(sequences)));
   const uint64_t arrival = ++arrivals_;
   for (auto& sequence : sequences) sequence->arrival = arrival;
   Place(&sequences);
-  // When a replica went down between two of them, some have a home and some have not: the stream fails as a whole.
-  if (!sequences.empty()) return NoReplica();
+  // When a replica went down between two of them, some have a home and some have not: the stream fails as a whole, unless
+  // the others may wait.
+  if (!sequences.empty() && !may_wait) return NoReplica();
+  const TimePoint until = Clock::now() + options_.replay_wait;
+  for (auto& sequence : sequences) replay_.Park(std::move(sequence), until);
   return absl::OkStatus();
 }
 
 absl::Status Fleet::CheckQueues(size_t sequences, uint64_t tokens) {
-  uint64_t waiting = 0, waiting_tokens = 0;
+  const ReplayQueue::Load parked = replay_.load();
+  uint64_t waiting = parked.sequences, waiting_tokens = parked.prompt_tokens;
   for (const auto& replica : replicas_) {
     const Replica::Queue queue = replica->queue();
     waiting += queue.sequences;
@@ -158,7 +163,7 @@ void Fleet::Replay(std::unique_ptr<Sequence> sequence, TimePoint until) {
   if (!stopping_ && until > Clock::now()) {
     replay_.Park(std::move(one[0]), until);
   } else {
-    one[0]->output->Fail(ReplicaLost());
+    one[0]->output->Fail(WithoutReplica(*one[0]));
   }
 }
 

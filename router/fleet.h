@@ -47,7 +47,7 @@ class Fleet : private ReplicaObserver {
   void Stop();
 
   // Takes the sequences of one request to one replica. RESOURCE_EXHAUSTED when too much waits, UNAVAILABLE when no
-  // replica is ready; both say when to retry. Later failures go to the sequences' output. Any thread.
+  // replica is ready and replay_wait is 0; both say when to retry. Later failures go to the sequences' output. Any thread.
   absl::Status Submit(std::vector<std::unique_ptr<Sequence>> sequences);
   // From any thread; takes effect before the next plan of the replica that has it.
   void Cancel(uint64_t sequence_id);
@@ -67,8 +67,8 @@ class Fleet : private ReplicaObserver {
   // down just now), of the next. *sequences keeps what nobody took.
   void Place(Sequences* sequences);
   void Replay(std::unique_ptr<Sequence> sequence, TimePoint until);
-  absl::Status NoReplica() const;    // for a request that comes
-  absl::Status ReplicaLost() const;  // for one that ran
+  absl::Status NoReplica() const;
+  absl::Status WithoutReplica(const Sequence& sequence) const;  // what became of it
 
   const FleetOptions options_;
   ModelAgreement agreement_;

@@ -30,6 +30,16 @@ void ReplayQueue::Wake() {
   changed_.notify_one();
 }
 
+ReplayQueue::Load ReplayQueue::load() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Load load;
+  for (const Parked& parked : parked_) {
+    ++load.sequences;
+    load.prompt_tokens += parked.sequence->num_prompt_tokens;
+  }
+  return load;
+}
+
 void ReplayQueue::Stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -1,4 +1,5 @@
-// Sequences whose replica went down while no other one was ready: they wait here, for a bounded time.
+// Sequences without a ready replica, because theirs went down or because they came when none was: they wait here, for a
+// bounded time.
 #pragma once
 
 #include <chrono>
@@ -24,6 +25,11 @@ class ReplayQueue {
   void Park(std::unique_ptr<Sequence> sequence, TimePoint until);
   // A replica became ready: place everything, and what is parked next (it may have missed this one's readiness).
   void Wake();
+  // What is parked, for admission's bounds.
+  struct Load {
+    uint64_t sequences = 0, prompt_tokens = 0;
+  };
+  Load load();
   // Gives up everything and ends the thread.
   void Stop();
 

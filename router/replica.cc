@@ -176,6 +176,7 @@ absl::Status Replica::FormAndServe(bool* served) {
                    .scheduler = Scheduler(config),
                    .streams = RankStreams(group_, config.max_steps_in_flight, std::move(events), metrics_)};
   metrics_->Reset();
+  metrics_->SetCapacity(config.num_pages, config.page_tokens);
   *served = true;
   logged_error_.clear();
   LogInfo("replica ready replica={} epoch={} workers={} pages={} page_tokens={} forming_ms={}", options_.index, epoch_,
@@ -324,6 +325,7 @@ absl::Status Replica::TakeDown(Incarnation* life, absl::Status why) {
     left->clear();
   }
   metrics_->Update({});
+  steps_before_ += life->scheduler.stats().steps;
   Publish({}, Clock::now());
   SetError(why);  // before any client hears of it
   if (!lost.empty()) {
@@ -356,6 +358,7 @@ void Replica::Publish(const SchedulerStats& stats, TimePoint now) {
   metrics_->Update(stats);
   std::lock_guard<std::mutex> lock(mutex_);
   report_.stats = stats;
+  report_.stats.steps += steps_before_;
   inbox_adds_ -= std::exchange(handled_adds_, 0);
   inbox_tokens_ -= std::exchange(handled_tokens_, 0);
   published_at_ = now;

@@ -152,6 +152,7 @@ class Replica {
   std::vector<SequenceEvent> events_;
   uint32_t handled_adds_ = 0;         // since the last Publish
   uint64_t handled_tokens_ = 0;
+  uint64_t steps_before_ = 0;         // of earlier incarnations
   std::string logged_error_;
 
   std::atomic<bool> stopping_ = false;

@@ -42,7 +42,9 @@ void CountUp(Counter* counter, uint64_t now, uint64_t before) {
 }  // namespace
 
 ReplicaMetrics::ReplicaMetrics(MetricRegistry* r, const std::string& m, uint32_t i)
-    : ready_(For(r, m, i).NewGauge("nibble_router_replica_ready", "1 when the replica takes requests.")),
+    : registry_(r),
+      labels_(For(r, m, i).labels),
+      ready_(For(r, m, i).NewGauge("nibble_router_replica_ready", "1 when the replica takes requests.")),
       running_(For(r, m, i).NewGauge("nibble_num_requests_running", "Sequences in the running batch.")),
       waiting_(For(r, m, i).NewGauge("nibble_num_requests_waiting", "Sequences waiting for a place in the batch.")),
       kv_usage_(For(r, m, i).NewGauge("nibble_kv_cache_usage_perc",
@@ -77,6 +79,19 @@ void ReplicaMetrics::SetReady(bool ready) { ready_.Set(ready ? 1 : 0); }
 void ReplicaMetrics::CountFailure() { failures_.Increment(); }
 void ReplicaMetrics::CountReplayed(size_t sequences) { replayed_.Increment(static_cast<double>(sequences)); }
 void ReplicaMetrics::Reset() { last_ = {}; }
+
+void ReplicaMetrics::SetCapacity(uint32_t num_pages, uint32_t page_tokens) {
+  auto labels = labels_;
+  labels["block_size"] = std::to_string(page_tokens);
+  labels["num_gpu_blocks"] = std::to_string(num_pages);
+  labels["capacity_tokens"] = std::to_string(uint64_t{num_pages} * page_tokens);
+  if (capacity_ != nullptr) capacity_->Set(0);
+  capacity_ = &registry_->AddGauge({"nibble_cache_config_info",
+                                    "1 for the KV pool a replica has: pages (num_gpu_blocks), tokens per page "
+                                    "(block_size) and tokens in all. 0 for one it had.",
+                                    labels});
+  capacity_->Set(1);
+}
 
 void ReplicaMetrics::Update(const SchedulerStats& stats) {
   running_.Set(stats.running);

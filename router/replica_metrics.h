@@ -1,7 +1,9 @@
 // What one replica's thread counts. Plain atomics, written once per step, read by a scrape.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "common/metrics/registry.h"
@@ -35,6 +37,8 @@ class ReplicaMetrics {
   void CountReplayed(size_t sequences);
   // The scheduler's totals start from zero with every incarnation; Reset says so.
   void Update(const SchedulerStats& stats);
+  // The KV pool of the incarnation that begins, as an info metric: its labels are the values.
+  void SetCapacity(uint32_t num_pages, uint32_t page_tokens);
   void Reset();
 
   // CPU of the replica's thread: `other` is its inbox, its metrics, everything around the verbs.
@@ -48,6 +52,9 @@ class ReplicaMetrics {
   void ObserveStep(double forward_seconds, double round_trip_seconds, size_t rows);
 
  private:
+  MetricRegistry* const registry_;
+  const std::map<std::string, std::string> labels_;
+  Gauge* capacity_ = nullptr;
   Gauge &ready_, &running_, &waiting_, &kv_usage_, &pages_, &free_pages_, &cached_pages_;
   Counter &failures_, &replayed_, &preemptions_, &prefix_queries_, &prefix_hits_, &prompt_tokens_,
       &generation_tokens_, &steps_, &schedule_cpu_, &commit_cpu_, &other_cpu_, &send_cpu_,

@@ -8,14 +8,14 @@
 namespace nibble {
 namespace {
 
-// Between two steps hundreds of sequences fall out of the caches. Their lines are asked for a few samples ahead, each
-// once the line that points to it is there, so that the misses overlap instead of adding up.
-void Prefetch(const std::vector<StepInFlight::Sample>& samples, size_t next) {
-  if (next + 12 < samples.size()) __builtin_prefetch(samples[next + 12].entry);
-  if (next + 8 < samples.size()) __builtin_prefetch(samples[next + 8].entry->sequence.get());
-  if (next + 4 < samples.size()) {
-    const Sequence* sequence = samples[next + 4].entry->sequence.get();
-    if (sequence == nullptr) return;
+// Between two steps hundreds of sequences fall out of the caches, and each then costs three misses one after another.
+// Asked for in three rounds, the misses of a round overlap.
+void Prefetch(const std::vector<StepInFlight::Sample>& samples) {
+  for (const auto& sample : samples) __builtin_prefetch(sample.entry);
+  for (const auto& sample : samples) __builtin_prefetch(sample.entry->sequence.get());
+  for (const auto& sample : samples) {
+    const Sequence* sequence = sample.entry->sequence.get();
+    if (sequence == nullptr) continue;
     __builtin_prefetch(&sequence->id);
     __builtin_prefetch(sequence->token_ids.data() + sequence->token_ids.size(), 1);
   }
@@ -38,9 +38,8 @@ absl::Status Scheduler::Commit(const v1::StepResult& result, TimePoint now, std:
   }
   int row = 0, logprobs_row = 0;
   for (const auto* samples : {&flight.prefill_samples, &flight.decode_samples}) {
-    for (size_t i = 0; i < samples->size(); ++i) {
-      Prefetch(*samples, i);
-      const StepInFlight::Sample& sample = (*samples)[i];
+    Prefetch(*samples);
+    for (const StepInFlight::Sample& sample : *samples) {
       const v1::RowLogprobs* logprobs = sample.entry->wants_logprobs ? &result.logprobs(logprobs_row++) : nullptr;
       s.CommitSample(sample.entry, result.token_ids(row++), logprobs, now, events);
     }
