@@ -73,7 +73,7 @@ inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks shar
 inline constexpr GemmConfig kGemmConfigs[] = {
     // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages
     {"d16", 16, 2, true, 1, 2, 4, 4},      {"e16", 16, 2, true, 1, 1, 8, 7},
-    {"d32", 32, 1, true, 1, 2, 6, 5},      {"e32", 32, 2, true, 1, 1, 7, 5},
+    {"d32", 32, 1, true, 1, 2, 6, 5},      {"e32", 32, 2, true, 1, 1, 6, 6},
     {"e64", 64, 1, true, 1, 1, 9, 7},      {"c64", 64, 1, false, 2, 1, 12, 10},
     {"w64", 64, 2, false, 1, 1, 8, 6},     {"r64", 64, 1, false, 1, 2, 6, 5},
     {"r128", 128, 1, false, 1, 1, 9, 7},   {"c128", 128, 1, false, 2, 1, 9, 6},

@@ -54,7 +54,8 @@ struct Block {
   int worker;
 
   __device__ __forceinline__ Block(const GemmParams& params, uint8_t* memory) : p(params), shared(memory) {
-    base = SharedAddress(memory);
+    // Opaque, or the compiler computes it again, in a cluster by way of a special register, wherever it is used.
+    asm volatile("mov.u32 %0, %1;" : "=r"(base) : "r"(SharedAddress(memory)));
     rank = kConfig.cluster > 1 ? ClusterRank() : 0;
     worker = blockIdx.x / kConfig.cluster;
   }
@@ -188,48 +189,57 @@ struct Block {
 
   static constexpr bool kSharesDepth = kConfig.shares_depth;
 
-  // Sums of kBlocks weight blocks, of as many row blocks or, sharing depth, of one, over this block's steps of the item. Each row block's four steps of 32 run back to back
-  // on one accumulator; operand registers are rewritten once the wgmma that reads them, one round before, is done.
+  // A thread's part of a weight block: k 0..63, k 64..127, and the scales and minima (+ 128) of rows g and g + 8.
+  struct Codes {
+    uint4 low, high;
+    uint32_t scales;
+  };
+
+  // Sums of kBlocks weight blocks, of as many row blocks or, sharing depth, of one, over this block's steps of the
+  // item. Each weight block's four wgmmas run back to back on one accumulator; operand registers are rewritten once the
+  // wgmma that reads them, one round before, is done.
   template <int kBlocks, int kSums>
   __device__ __forceinline__ void Multiply(Consumer& c, int steps, int first_block,
                                            int32_t (&sums)[kSums][kTokens / 2]) const {
-    // In a block: the word of scales and minima (each + 128) of rows g and g + 8 of a warp.
-    const uint32_t scale_at = 4096 + (c.warp * 8 + (c.lane >> 2)) * 4 - c.thread * 16;
     const uint32_t weights = base + kConfig.weights_at() + first_block * kW4AxBlockBytes + c.thread * 16;
+    uint32_t scales;  // opaque, so that it stays in a register
+    asm volatile("mov.u32 %0, %1;"
+                 : "=r"(scales)
+                 : "r"(weights + 4096 + (c.warp * 8 + (c.lane >> 2)) * 4 - c.thread * 16));
     const uint32_t activations = base + (kSharesDepth ? first_block * kTokens * kDepthBlock : 0);
     uint32_t a[kBlocks][4][4];
     uint32_t previous = 0;
     for (int step = 0; step < steps; ++step) {
       MbarrierWait(Full(c.ring.stage), c.ring.parity);
-      uint4 low[kBlocks], high[kBlocks];
-      uint32_t word[kBlocks];
+      Codes codes[kBlocks];
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
-        const uint32_t at = weights + c.ring.stage * kConfig.weight_bytes() + b * kW4AxBlockBytes;
-        word[b] = LoadShared32(at + scale_at);
-        low[b] = LoadShared128(at);
-        high[b] = LoadShared128(at + 2048);
+        const uint32_t at = c.ring.stage * kConfig.weight_bytes() + b * kW4AxBlockBytes;
+        codes[b] = {LoadShared128(weights + at), LoadShared128(weights + at + 2048), LoadShared32(scales + at)};
       }
-      __syncwarp();
-      Arrive(c, WeightsEmpty(c.ring.stage));
       const uint32_t descriptor = WgmmaDescriptor(activations + c.slot.stage * kConfig.activation_bytes());
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
-        const uint32_t scale0 = word[b] & 255, scale1 = __byte_perm(word[b], 0, 0x4441);
-        const uint32_t minimum0 = __byte_perm(word[b], 0, 0x2222), minimum1 = __byte_perm(word[b], 0, 0x3333);
+        const uint32_t word = codes[b].scales;
+        const uint32_t scale0 = word & 255, scale1 = __byte_perm(word, 0, 0x4441);
+        const uint32_t minimum0 = __byte_perm(word, 0, 0x2222), minimum1 = __byte_perm(word, 0, 0x3333);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          WgmmaWait<4 * kBlocks - 1>();
-          if (b == kBlocks - 1 && j == 3 && step > 0) Arrive(c, ActivationsEmpty(previous));
-          const uint4& half = j < 2 ? low[b] : high[b];
+          const uint4 half = j < 2 ? codes[b].low : codes[b].high;
           const uint32_t x = j % 2 == 0 ? half.x : half.z, y = j % 2 == 0 ? half.y : half.w;
+          WgmmaWait<4 * kBlocks - 1>();
+          if (b == kBlocks - 1 && j == 3) {
+            // The step before is done, and the weights of this one are in registers: the wgmma before used the last.
+            if (step > 0) Arrive(c, ActivationsEmpty(previous));
+            Arrive(c, WeightsEmpty(c.ring.stage));
+          }
           a[b][j][0] = Unpack(x, scale0, minimum0);
           a[b][j][1] = Unpack(y, scale1, minimum1);
           a[b][j][2] = Unpack(x >> 4, scale0, minimum0);
           a[b][j][3] = Unpack(y >> 4, scale1, minimum1);
           WgmmaFence();
           const uint32_t operand = descriptor + 2 * j + (kSharesDepth ? b * kTokens * kDepthBlock / 16 : 0);
-          WgmmaU8S8<kTokens>::Run(sums[kSharesDepth ? 0 : b], a[b][j], operand, j > 0 || step > 0 || (kSharesDepth && b > 0));
+          WgmmaU8S8<kTokens>::Run(sums[kSharesDepth ? 0 : b], a[b][j], operand);
           WgmmaCommit();
         }
       }

@@ -2,10 +2,10 @@
 // cuBLASLt in bf16 and fp8 in the same run. Graphs of launches as in a decode step, weights rotated beyond the L2 cache.
 //
 //   nibble_gemm_benchmark [check=1,16,..] [m=1,16,..] [shapes=qkv,o,..] [tune=FILE] [cublas=0] [json=FILE]
-//                         [pause_ms=30] [replays=5] [only=CONFIG]
+//                         [pause_ms=30] [replays=5] [repeats=2] [only=CONFIG]
 //
-// check: these numbers of rows with every plan (one rows × shape at a time, largest first as reference). m: times the
-// picked plan; with tune, every plan, one line each in FILE.
+// check: these numbers of rows with every plan, against the rows of one reference for the largest number, `repeats`
+// times. m: times the picked plan; with tune, every plan, one line each in FILE.
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,6 +55,7 @@ struct Options {
   bool cublas = true;
   int pause_ms = 30;
   int replays = 5;
+  int repeats = 2;
 };
 
 struct Result {
@@ -214,6 +215,8 @@ Options ParseOptions(int argc, char** argv) {
       options.cublas = value != "0";
     } else if (name == "pause_ms") {
       options.pause_ms = std::atoi(value.c_str());
+    } else if (name == "repeats") {
+      options.repeats = std::atoi(value.c_str());
     } else if (name == "replays") {
       options.replays = std::atoi(value.c_str());
     } else {
@@ -284,7 +287,7 @@ int Main(int argc, char** argv) {
     for (int64_t rows : options.check) {
       for (const GemmPlan& plan : EnumerateGemmPlans(problem.At(rows))) {
         if (!options.only.empty() && plan.Config().name != options.only) continue;
-        for (int repeat = 0; repeat < 2; ++repeat) {
+        for (int repeat = 0; repeat < options.repeats; ++repeat) {
           ++checked;
           wrong += problem.Check(plan, rows) != 0;
         }
