@@ -125,7 +125,8 @@ class ImportTest : public ::testing::Test {
                                      {"model.layers.0.input_layernorm.weight", TensorType::kF16, {kHidden}},
                                      {"model.layers.0.post_attention_layernorm.weight", TensorType::kF16, {kHidden}}};
     for (const LinearShape& l : Linears()) {
-      specs.push_back({l.name + ".qweight", TensorType::kI32, awq ? std::vector<int64_t>{l.k, l.n / 8} : std::vector<int64_t>{l.k / 8, l.n}});
+      specs.push_back({l.name + ".qweight", TensorType::kI32,
+                       awq ? std::vector<int64_t>{l.k, l.n / 8} : std::vector<int64_t>{l.k / 8, l.n}});
       specs.push_back({l.name + ".qzeros", TensorType::kI32, {l.k / 128, l.n / 8}});
       specs.push_back({l.name + ".scales", TensorType::kF16, {l.k / 128, l.n}});
       if (!awq) specs.push_back({l.name + ".g_idx", TensorType::kI32, {l.k}});
@@ -154,7 +155,8 @@ class ImportTest : public ::testing::Test {
       "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 64,
       "num_key_value_heads": 1, "vocab_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
       "rope_theta": 10000.0, "tie_word_embeddings": false, "hidden_act": "silu",
-      "quantization_config": )" + quantization + "}").ok());
+      "quantization_config": )" + quantization + "}")
+                    .ok());
     ASSERT_TRUE((*writer)->WriteFile("tokenizer.json", "{}").ok());
     ASSERT_TRUE((*writer)->Commit().ok());
   }
@@ -198,7 +200,8 @@ TEST_F(ImportTest, TakesGridScalesExactly) {
       ASSERT_TRUE(tensors.ok()) << tensors.status();
       const std::vector<float> weight = DequantizeLinear(*tensors);
       for (int64_t i = 0; i < l.n * l.k; ++i) {
-        ASSERT_NEAR(weight[static_cast<size_t>(i)], Value(linears_[l.name], i / l.k, i % l.k), 1e-7f) << l.name << " " << i;
+        ASSERT_NEAR(weight[static_cast<size_t>(i)], Value(linears_[l.name], i / l.k, i % l.k), 1e-7f)
+            << l.name << " " << i;
       }
     }
   }
@@ -235,9 +238,11 @@ TEST_F(ImportTest, RefusesScalesTooFarApart) {
 TEST_F(ImportTest, NamesWhatItCannotRead) {
   const std::tuple<PackedFormat, std::string, std::string> configs[] = {
       {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 8, "group_size": 128})", "bits is 8, must be 4"},
-      {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 4, "group_size": -1})", "group_size is -1, must be 128"},
+      {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 4, "group_size": -1})",
+       "group_size is -1, must be 128"},
       {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 4})", "group_size is missing"},
-      {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"})", "checkpoint_format"},
+      {PackedFormat::kGptq, R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "marlin"})",
+       "checkpoint_format"},
       {PackedFormat::kAwq, R"({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"})", "version"},
       {PackedFormat::kAwq, R"({"quant_method": "fp8"})", "quant_method"},
       {PackedFormat::kAwq, "7", "no quantization_config"},
@@ -256,11 +261,12 @@ TEST_F(ImportTest, NamesTheDamagedTensor) {
       if (linear == name) damage(packed);
     };
   };
-  ASSERT_NO_FATAL_FAILURE(WriteSource(PackedFormat::kGptq, Scales::kMultiples, kGptq, on_up([](Packed* p) { p->g_idx[5] = 1; })));
+  ASSERT_NO_FATAL_FAILURE(
+      WriteSource(PackedFormat::kGptq, Scales::kMultiples, kGptq, on_up([](Packed* p) { p->g_idx[5] = 1; })));
   EXPECT_THAT(Refusal().message(), AllOf(HasSubstr(name + ".g_idx"), HasSubstr("desc_act")));
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1.0f}) {
-    ASSERT_NO_FATAL_FAILURE(
-        WriteSource(PackedFormat::kAwq, Scales::kMultiples, kAwq, on_up([bad](Packed* p) { p->scales[9] = ToF16(bad); })));
+    ASSERT_NO_FATAL_FAILURE(WriteSource(PackedFormat::kAwq, Scales::kMultiples, kAwq,
+                                        on_up([bad](Packed* p) { p->scales[9] = ToF16(bad); })));
     EXPECT_THAT(Refusal().message(), HasSubstr(name + ".scales: group 0 of output 9"));
   }
 }
@@ -274,7 +280,8 @@ TEST(MapOntoGrid, KeepsRowsOfZeros) {
   GridFit fit;
   const LinearTensors tensors = MapOntoGrid(linear, shape, &pool, &fit);
   const std::vector<float> weight = DequantizeLinear(tensors);
-  for (int64_t i = 0; i < 8 * 256; ++i) ASSERT_NEAR(weight[static_cast<size_t>(i)], Value(linear, i / 256, i % 256), 1e-7f) << i;
+  for (int64_t i = 0; i < 8 * 256; ++i)
+    ASSERT_NEAR(weight[static_cast<size_t>(i)], Value(linear, i / 256, i % 256), 1e-7f) << i;
   EXPECT_TRUE(fit.exact());
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "tools/quantize/input_plan.h"
@@ -24,37 +25,33 @@ std::vector<float> RandomImportance(int64_t k, uint64_t seed) {
 }
 
 // What lets any tensor-parallel size load a checkpoint: channels never leave their segment.
-TEST(PlanInput, PermutationsStayInsideSegments) {
+TEST(SortChannels, StaysInsideSegments) {
   for (const int64_t segments : {1, 2, 4, 8}) {
     for (uint64_t seed = 0; seed < 20; ++seed) {
       const int64_t k = 128 * segments * static_cast<int64_t>(1 + seed % 3), segment = k / segments;
-      const int64_t eight = static_cast<int64_t>(seed) % (k / 128 + 1);
-      const InputPlan plan = PlanInput(RandomImportance(k, seed), segments, eight);
-      ASSERT_EQ(static_cast<int64_t>(plan.perm.size()), k);
+      const std::vector<float> importance = RandomImportance(k, seed);
+      const std::vector<int32_t> perm = SortChannels(importance, segments);
+      ASSERT_EQ(static_cast<int64_t>(perm.size()), k);
       std::vector<bool> seen(static_cast<size_t>(k), false);
       for (int64_t i = 0; i < k; ++i) {
-        const int32_t channel = plan.perm[static_cast<size_t>(i)];
+        const int32_t channel = perm[static_cast<size_t>(i)];
         ASSERT_EQ(channel / segment, i / segment) << "segments " << segments << " code " << i;
         ASSERT_FALSE(seen[static_cast<size_t>(channel)]);
         seen[static_cast<size_t>(channel)] = true;
+        if (i % segment != 0) {
+          ASSERT_LE(importance[static_cast<size_t>(channel)],
+                    importance[static_cast<size_t>(perm[static_cast<size_t>(i - 1)])]);
+        }
       }
-      EXPECT_EQ(std::count(plan.block_bits.begin(), plan.block_bits.end(), 8), eight);
-      EXPECT_EQ(std::count(plan.block_bits.begin(), plan.block_bits.end(), 4), k / 128 - eight);
     }
   }
 }
 
-TEST(PlanInput, GathersTheImportantChannelsInEightBits) {
+TEST(SortChannels, KeepsTheOrderOfEquals) {
   std::vector<float> importance(512, 1.0f);
   for (const size_t outlier : {3u, 200u, 300u, 511u}) importance[outlier] = 50;
-  const InputPlan whole = PlanInput(importance, 1, 1);
-  EXPECT_THAT(whole.block_bits, ElementsAre(8, 4, 4, 4));
-  EXPECT_THAT(std::vector<int32_t>(whole.perm.begin(), whole.perm.begin() + 5), ElementsAre(3, 200, 300, 511, 0));
-
-  importance[300] = importance[511] = 2;  // the first half needs it more
-  EXPECT_THAT(PlanInput(importance, 2, 1).block_bits, ElementsAre(8, 4, 4, 4));
-  EXPECT_THAT(PlanInput(importance, 2, 2).block_bits, ElementsAre(8, 4, 8, 4));
-  EXPECT_THAT(PlanInput(importance, 2, 4).block_bits, Each(8));
+  const std::vector<int32_t> perm = SortChannels(importance, 1);
+  EXPECT_THAT(std::vector<int32_t>(perm.begin(), perm.begin() + 6), ElementsAre(3, 200, 300, 511, 0, 1));
 }
 
 class CodingErrorTest : public ::testing::Test {
@@ -76,6 +73,9 @@ class CodingErrorTest : public ::testing::Test {
     EXPECT_TRUE(error.ok()) << error.status();
     return error.value_or(-1);
   }
+  static InputPlan Gathered(const std::vector<float>& importance, std::vector<uint8_t> bits) {
+    return {.block_bits = std::move(bits), .perm = SortChannels(importance, 1)};
+  }
   std::unique_ptr<Ops> ops_;
   std::vector<float> samples_;
   std::vector<float> energy_ = std::vector<float>(256, 1.0f);
@@ -85,8 +85,8 @@ TEST_F(CodingErrorTest, FallsWithBitsAndWithGathering) {
   std::vector<float> importance(256);
   for (size_t c = 0; c < 256; ++c) importance[c] = c % 37 == 0 ? 30.0f : 1.0f;
   const InputPlan plain{.block_bits = {4, 4}, .perm = {}};
-  const double scattered = Error(plain), gathered = Error(PlanInput(importance, 1, 0));
-  const double one = Error(PlanInput(importance, 1, 1)), two = Error(PlanInput(importance, 1, 2));
+  const double scattered = Error(plain), gathered = Error(Gathered(importance, {4, 4}));
+  const double one = Error(Gathered(importance, {8, 4})), two = Error(Gathered(importance, {8, 8}));
   EXPECT_GT(scattered, 0.003);
   EXPECT_LT(gathered, scattered);
   EXPECT_LT(one, 0.2 * gathered);
@@ -96,7 +96,7 @@ TEST_F(CodingErrorTest, FallsWithBitsAndWithGathering) {
 
 TEST_F(CodingErrorTest, CountsOnlyWhatTheLinearReads) {
   std::vector<float> importance(256, 1.0f);
-  const InputPlan plan = PlanInput(importance, 1, 0);
+  const InputPlan plan = Gathered(importance, {4, 4});
   for (size_t c = 0; c < 256; ++c) energy_[c] = c % 37 == 0 ? 0.0f : 1.0f;  // outliers nobody reads hurt the others
   EXPECT_GT(Error(plan), 0.2);
 }
@@ -106,37 +106,43 @@ TEST_F(CodingErrorTest, SilenceCostsNothing) {
   EXPECT_EQ(Error(EightBitPlan(256)), 0);
 }
 
-BlockBidder Bidder(std::vector<double> errors, int64_t at_least, double worth = 1) {
-  const int64_t at_most = static_cast<int64_t>(errors.size()) - 1;
-  return {.name = "b",
-          .at_least = at_least,
-          .at_most = at_most,
-          .worth = worth,
-          .error = [errors](int64_t n) -> absl::StatusOr<double> { return errors[static_cast<size_t>(n)]; }};
+TEST_F(CodingErrorTest, PlansByWhatTheOutputLoses) {
+  std::vector<float> importance(256);
+  for (size_t c = 0; c < 256; ++c) importance[c] = c % 37 == 0 ? 30.0f : 1.0f;
+  const std::vector<int32_t> gathered = SortChannels(importance, 1);
+  const auto plan = PlanByOutputError(ops_.get(), samples_, energy_, gathered, 1);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_THAT(plan->block_bits, ElementsAre(8, 4));
+  EXPECT_EQ(plan->perm, gathered);
+  EXPECT_THAT(PlanByOutputError(ops_.get(), samples_, energy_, gathered, 0)->block_bits, Each(4));
+  EXPECT_THAT(PlanByOutputError(ops_.get(), samples_, energy_, gathered, 2)->block_bits, Each(8));
+
+  // The block of the outliers is the largest; but when only quiet channels are read, they are where bits help.
+  for (size_t c = 0; c < 256; ++c) energy_[c] = c % 37 == 0 ? 0.0f : 1.0f;
+  for (size_t i = 0; i < 128; ++i) energy_[static_cast<size_t>(gathered[i])] = 0;
+  EXPECT_THAT(PlanByOutputError(ops_.get(), samples_, energy_, gathered, 1)->block_bits, ElementsAre(4, 8));
 }
 
-TEST(AllocateEightBitBlocks, GivesEachBlockWhereErrorFallsMost) {
-  const std::vector<BlockBidder> bidders = {Bidder({9, 8, 7.5, 7.4}, 0), Bidder({9, 4, 3.5}, 0), Bidder({9, 8.9}, 1)};
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 1), ElementsAre(0, 0, 1));
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 2), ElementsAre(0, 1, 1));
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 3), ElementsAre(1, 1, 1));
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 0), ElementsAre(0, 0, 1));  // minimums come first
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 99), ElementsAre(3, 2, 1));
+TEST_F(CodingErrorTest, CodedRowsAreWhatTheLinearReads) {
+  const InputPlan plan{.block_bits = {8, 8},
+                       .perm = SortChannels(std::vector<float>(samples_.begin(), samples_.begin() + 256), 2)};
+  const auto coded = CodeRows(ops_.get(), samples_, 256, plan);
+  ASSERT_TRUE(coded.ok()) << coded.status();
+  for (size_t i = 0; i < samples_.size(); ++i) ASSERT_NEAR((*coded)[i], samples_[i], 0.5f * 30 / 127 + 1e-4f) << i;
 }
 
-TEST(AllocateEightBitBlocks, WeighsErrorsByTheirWorth) {
-  const std::vector<BlockBidder> bidders = {Bidder({9, 6}, 0, 0.1), Bidder({9, 8}, 0, 1)};
-  EXPECT_THAT(*AllocateEightBitBlocks(bidders, 1), ElementsAre(0, 1));
-}
-
-TEST(AllocateEightBitBlocks, KeepsBlocksThatHelpNobody) {
-  EXPECT_THAT(*AllocateEightBitBlocks(std::vector<BlockBidder>{Bidder({1, 1, 1}, 0)}, 2), ElementsAre(0));
-}
-
-TEST(AllocateEightBitBlocks, PassesErrorsOn) {
-  BlockBidder broken = Bidder({1, 1}, 0);
-  broken.error = [](int64_t) -> absl::StatusOr<double> { return absl::ResourceExhaustedError("memory"); };
-  EXPECT_TRUE(absl::IsResourceExhausted(AllocateEightBitBlocks(std::vector<BlockBidder>{broken}, 1).status()));
+// COMET's share at the widths of Llama-3-8B and 70B, and one block for the narrow inputs of small models.
+TEST(EightBitBudget, StaysUnderTheShare) {
+  for (const int64_t k : {4096, 14336, 8192, 28672}) {
+    const int64_t blocks = EightBitBudget(k, 0.17);
+    EXPECT_LE(static_cast<double>(blocks), 0.17 * static_cast<double>(k / 128)) << k;
+    EXPECT_GT(static_cast<double>(blocks + 1), 0.17 * static_cast<double>(k / 128)) << k;
+  }
+  EXPECT_EQ(EightBitBudget(512, 0.17), 1);
+  EXPECT_EQ(EightBitBudget(1536, 0.17), 2);
+  EXPECT_EQ(EightBitBudget(1536, 0.25), 3);
+  EXPECT_EQ(EightBitBudget(4096, 0), 0);
+  EXPECT_EQ(EightBitBudget(4096, 1), 32);
 }
 
 }  // namespace

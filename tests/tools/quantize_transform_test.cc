@@ -388,7 +388,7 @@ TEST_F(TransformTest, PermutationsKeepTheFunction) {
     for (size_t j = 0; j < kLayerInputs; ++j) {
       const LayerInput which = static_cast<LayerInput>(j);
       const bool rows = which == LayerInput::kO || which == LayerInput::kDown;
-      plans[i][j] = PlanInput(ColumnEnergy(model_.layers[i], which), rows ? RowSegments(model_.config) : 1, 1);
+      plans[i][j].perm = SortChannels(ColumnEnergy(model_.layers[i], which), rows ? RowSegments(model_.config) : 1);
     }
     for (size_t l = 0; l < kLayerLinears; ++l) {
       DenseLinear& linear = model_.layers[i].linears[l];

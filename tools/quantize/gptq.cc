@@ -142,7 +142,8 @@ class CpuRoundingDevice : public RoundingDevice {
       }
       if (!factored.ok()) factor->fallback = std::string(factored.message());
     }
-    factor->hessian = MakePanels(k, &pool_, [&](int64_t i, int64_t j) { return entry(i, j) + (i == j ? factor->ridge : 0); });
+    factor->hessian =
+        MakePanels(k, &pool_, [&](int64_t i, int64_t j) { return entry(i, j) + (i == j ? factor->ridge : 0); });
 
     const auto at = [&](int64_t i, int64_t j) { return m[static_cast<size_t>(i * k + j)]; };
     const bool feedback = options.compensate && factored.ok();
@@ -151,8 +152,7 @@ class CpuRoundingDevice : public RoundingDevice {
       factor->column_weight.push_back(std::isfinite(weight) ? static_cast<float>(weight) : 0.0f);
     }
     if (feedback) {
-      factor->feedback =
-          MakePanels(k, &pool_, [&](int64_t i, int64_t j) { return i < j ? at(i, j) / at(j, j) : 0.0; });
+      factor->feedback = MakePanels(k, &pool_, [&](int64_t i, int64_t j) { return i < j ? at(i, j) / at(j, j) : 0.0; });
     }
     if (!from.cross.empty() && factored.ok()) {
       std::vector<double> solution(Square(k));
@@ -305,8 +305,8 @@ std::vector<float> DequantizeLinear(const LinearTensors& tensors) {
       const int code = i % 2 == 0 ? byte & 15 : byte >> 4;
       const size_t group = row * (k / static_cast<size_t>(kBlock)) + i / static_cast<size_t>(kBlock);
       const size_t channel = tensors.input_perm.empty() ? i : static_cast<size_t>(tensors.input_perm[i]);
-      weight[row * k + channel] = tensors.channel_scale[row] *
-                                  static_cast<float>(code * tensors.group_scale[group] + tensors.group_min[group]);
+      weight[row * k + channel] =
+          tensors.channel_scale[row] * static_cast<float>(code * tensors.group_scale[group] + tensors.group_min[group]);
     }
   }
   return weight;

@@ -36,11 +36,12 @@ enum class RoundingOrder : uint8_t {
 
 struct GptqOptions {
   bool compensate = true;  // false: rounding to nearest on the same searched grid; H's diagonal weighs the search
-  // Added to the diagonal, relative to its mean. Multiplied by ten, up to three times, while H is not positive definite.
+  // Added to the diagonal, relative to its mean. Multiplied by ten, up to three times, while H is not positive
+  // definite.
   double damping = 0.01;
   RoundingOrder order = RoundingOrder::kByGroup;
-  // Candidates for s_w / (max|w| / 119). All are tried per row, the whole row is rounded with each, and the one with the
-  // smallest output error stays.
+  // Candidates for s_w / (max|w| / 119). All are tried per row, the whole row is rounded with each, and the one with
+  // the smallest output error stays.
   std::vector<float> row_clips = {1.0f, 0.93f, 0.86f, 0.8f};
   bool search_groups = true;  // false: s2 = round(range/15), m = min, as docs/numerics.md defines them
   // Rounds over the columns after the sweep: each code moves to where the full error d·H·dᵀ is least given all others

@@ -41,7 +41,8 @@ GroupMap MapGroup(double ratio, int zero, const std::array<int, kLevels>& counts
 }  // namespace
 
 LinearTensors MapOntoGrid(const ForeignLinear& linear, const LinearShape& shape, ThreadPool* pool, GridFit* fit) {
-  const size_t n = static_cast<size_t>(linear.n), k = static_cast<size_t>(linear.k), block = static_cast<size_t>(kBlock);
+  const size_t n = static_cast<size_t>(linear.n), k = static_cast<size_t>(linear.k),
+               block = static_cast<size_t>(kBlock);
   const size_t groups = k / block;
   LinearTensors out = EmptyTensors(shape, {.block_bits = std::vector<uint8_t>(groups, 8), .perm = {}});
   std::vector<double> squared(n, 0.0), largest(n, 0.0);

@@ -31,7 +31,8 @@ struct Source {
 absl::StatusOr<Source> ReadSource(const nlohmann::json& config, const std::string& path) {
   const auto block = config.find("quantization_config");
   if (block == config.end() || !block->is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": has no quantization_config: quantize the model instead of importing it"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": has no quantization_config: quantize the model instead of importing it"));
   }
   const auto text = [&](const char* name, const char* absent) {
     const auto it = block->find(name);
@@ -42,7 +43,8 @@ absl::StatusOr<Source> ReadSource(const nlohmann::json& config, const std::strin
   };
   const auto expect = [&](const char* field, int64_t want) -> absl::Status {
     const auto it = block->find(field);
-    if (it == block->end() || !it->is_number_integer()) return refuse(field, absl::StrCat("is missing, must be ", want));
+    if (it == block->end() || !it->is_number_integer())
+      return refuse(field, absl::StrCat("is missing, must be ", want));
     const int64_t value = it->get<int64_t>();
     return value == want ? absl::OkStatus() : refuse(field, absl::StrCat("is ", value, ", must be ", want));
   };
@@ -52,7 +54,8 @@ absl::StatusOr<Source> ReadSource(const nlohmann::json& config, const std::strin
     source.format = PackedFormat::kAwq;
     const std::string version = text("version", "gemm");
     if (version != "gemm" && version != "GEMM") {
-      return refuse("version", absl::StrCat("is ", Quoted(version), ", must be gemm: other versions pack weights otherwise"));
+      return refuse("version",
+                    absl::StrCat("is ", Quoted(version), ", must be gemm: other versions pack weights otherwise"));
     }
   } else if (source.method == "gptq") {
     const std::string format = text("checkpoint_format", "gptq");
@@ -113,10 +116,11 @@ class Importer {
       if (l.bias) specs.push_back({l.name + ".bias", TensorType::kF32, {l.n}});
     }
     NIBBLE_ASSIGN_OR_RETURN(
-        writer_, ModelWriter::Create(options_.output, specs,
-                                     {.overwrite = options_.overwrite,
-                                      .max_shard_bytes = options_.max_shard_bytes,
-                                      .metadata = {{"format", "pt"}, {"quantizer", absl::StrCat("nibble ", kVersion)}}}));
+        writer_,
+        ModelWriter::Create(options_.output, specs,
+                            {.overwrite = options_.overwrite,
+                             .max_shard_bytes = options_.max_shard_bytes,
+                             .metadata = {{"format", "pt"}, {"quantizer", absl::StrCat("nibble ", kVersion)}}}));
     report_.output_bytes = writer_->total_bytes();
     return absl::OkStatus();
   }
@@ -126,7 +130,8 @@ class Importer {
     NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors_->Get(name));
     NIBBLE_RETURN_IF_ERROR(tensors_->Get(name, view.type, shape).status());
     if (view.type != TensorType::kF32 && view.type != TensorType::kF16 && view.type != TensorType::kBF16) {
-      return absl::InvalidArgumentError(absl::StrCat(name, " is ", TensorTypeName(view.type), ", must be F32, F16 or BF16"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " is ", TensorTypeName(view.type), ", must be F32, F16 or BF16"));
     }
     std::vector<float> values(static_cast<size_t>(view.bytes / SizeOf(view.type)));
     for (size_t i = 0; i < values.size(); ++i) {
@@ -153,15 +158,17 @@ class Importer {
 
   absl::Status ImportLinear(const LinearShape& shape, PackedFormat format) {
     if (!tensors_->Has(shape.name + ".qweight") && tensors_->Has(shape.name + ".weight")) {
-      return absl::UnimplementedError(absl::StrCat(shape.name, " is not quantized (modules_to_not_convert), must be in four bits"));
+      return absl::UnimplementedError(
+          absl::StrCat(shape.name, " is not quantized (modules_to_not_convert), must be in four bits"));
     }
     NIBBLE_ASSIGN_OR_RETURN(const ForeignLinear linear, UnpackLinear(*tensors_, shape, format));
     GridFit fit;
     const LinearTensors out = MapOntoGrid(linear, shape, &pool_, &fit);
     if (fit.rms_steps > options_.max_rms_steps) {
-      return absl::UnimplementedError(absl::StrCat(
-          shape.name, ".scales do not fit the two-level grid: weights would move by ", fit.rms_steps,
-          " steps (root mean square), must be at most ", options_.max_rms_steps, "; quantize the original model instead"));
+      return absl::UnimplementedError(absl::StrCat(shape.name,
+                                                   ".scales do not fit the two-level grid: weights would move by ",
+                                                   fit.rms_steps, " steps (root mean square), must be at most ",
+                                                   options_.max_rms_steps, "; quantize the original model instead"));
     }
     if (fit.exact()) ++report_.exact;
     if (fit.rms_steps > report_.rms_steps) report_.rms_steps = fit.rms_steps, report_.worst = shape.name;

@@ -1,6 +1,6 @@
 // `nibble-quantize import`: a checkpoint that AutoGPTQ or AutoAWQ quantized (4 bits, groups of 128) in, a w4a8kv4
-// checkpoint of Nibble's out, without calibration. Activations get 8 bits: which blocks could do with 4 only a calibration
-// of the unquantized model can tell.
+// checkpoint of Nibble's out, without calibration. Activations get 8 bits: which blocks could do with 4 only a
+// calibration of the unquantized model can tell.
 #pragma once
 
 #include <cstdint>
@@ -24,11 +24,11 @@ struct ImportOptions {
 };
 
 struct ImportReport {
-  std::string method;       // "gptq" or "awq"
+  std::string method;  // "gptq" or "awq"
   int64_t linears = 0;
-  int64_t exact = 0;        // linears whose weights are the source's
-  double rms_steps = 0;     // of the others, worst linear
-  std::string worst;        // its name
+  int64_t exact = 0;     // linears whose weights are the source's
+  double rms_steps = 0;  // of the others, worst linear
+  std::string worst;     // its name
   int64_t output_bytes = 0;
 };
 

@@ -32,8 +32,9 @@ absl::Status CheckGroups(const SafeTensors& tensors, const LinearShape& shape) {
   NIBBLE_ASSIGN_OR_RETURN(const TensorView view, tensors.Get(name, TensorType::kI32, dims));
   for (int64_t k = 0; k < shape.k; ++k) {
     if (At<int32_t>(view, k) == k / kBlock) continue;
-    return absl::UnimplementedError(absl::StrCat(name, ": channel ", k, " is in group ", At<int32_t>(view, k), ", must be in ",
-                                                 k / kBlock, " (groups that follow the activation order, desc_act, cannot be imported)"));
+    return absl::UnimplementedError(
+        absl::StrCat(name, ": channel ", k, " is in group ", At<int32_t>(view, k), ", must be in ", k / kBlock,
+                     " (groups that follow the activation order, desc_act, cannot be imported)"));
   }
   return absl::OkStatus();
 }
@@ -44,11 +45,13 @@ absl::StatusOr<ForeignLinear> UnpackLinear(const SafeTensors& tensors, const Lin
   const int64_t n = shape.n, k = shape.k, groups = k / kBlock;
   const bool awq = format == PackedFormat::kAwq;
   if (k % kBlock != 0 || n % kPerWord != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(shape.name, " is [", n, ", ", k, "], must be multiples of [", kPerWord, ", ", kBlock, "]"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(shape.name, " is [", n, ", ", k, "], must be multiples of [", kPerWord, ", ", kBlock, "]"));
   }
   const int64_t weight_dims[] = {awq ? k : k / kPerWord, awq ? n / kPerWord : n};
   const int64_t zero_dims[] = {groups, n / kPerWord}, scale_dims[] = {groups, n};
-  NIBBLE_ASSIGN_OR_RETURN(const TensorView qweight, tensors.Get(shape.name + ".qweight", TensorType::kI32, weight_dims));
+  NIBBLE_ASSIGN_OR_RETURN(const TensorView qweight,
+                          tensors.Get(shape.name + ".qweight", TensorType::kI32, weight_dims));
   NIBBLE_ASSIGN_OR_RETURN(const TensorView qzeros, tensors.Get(shape.name + ".qzeros", TensorType::kI32, zero_dims));
   NIBBLE_ASSIGN_OR_RETURN(const TensorView scales, tensors.Get(shape.name + ".scales", TensorType::kF16, scale_dims));
   if (!awq) NIBBLE_RETURN_IF_ERROR(CheckGroups(tensors, shape));
@@ -69,8 +72,8 @@ absl::StatusOr<ForeignLinear> UnpackLinear(const SafeTensors& tensors, const Lin
       out.zeros[to] = static_cast<uint8_t>(stored + (format == PackedFormat::kGptq ? 1 : 0));
       out.scales[to] = ToFloat(At<F16>(scales, g * n + row));
       if (!std::isfinite(out.scales[to]) || out.scales[to] < 0) {
-        return absl::InvalidArgumentError(absl::StrCat(shape.name, ".scales: group ", g, " of output ", row, " is ", out.scales[to],
-                                                       ", must be finite and not negative"));
+        return absl::InvalidArgumentError(absl::StrCat(shape.name, ".scales: group ", g, " of output ", row, " is ",
+                                                       out.scales[to], ", must be finite and not negative"));
       }
     }
   }

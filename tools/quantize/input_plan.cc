@@ -63,33 +63,6 @@ std::vector<int32_t> SortChannels(std::span<const float> importance, int64_t seg
   return perm;
 }
 
-InputPlan PlanInput(std::span<const float> importance, int64_t segments, int64_t eight_bit_blocks) {
-  const int64_t k = static_cast<int64_t>(importance.size()), blocks = k / segments / kBlock;
-  NIBBLE_CHECK(eight_bit_blocks >= 0 && eight_bit_blocks <= k / kBlock);
-  InputPlan plan{.block_bits = std::vector<uint8_t>(static_cast<size_t>(k / kBlock), 4),
-                 .perm = SortChannels(importance, segments)};
-  const auto block_energy = [&](int64_t block) {
-    double energy = 0;
-    for (int64_t i = block * kBlock; i < (block + 1) * kBlock; ++i) {
-      const double x = importance[static_cast<size_t>(plan.perm[static_cast<size_t>(i)])];
-      energy += x * x;
-    }
-    return energy;
-  };
-  std::vector<int64_t> taken(static_cast<size_t>(segments), 0);  // 8-bit blocks stand first in their segment
-  for (int64_t given = 0; given < eight_bit_blocks; ++given) {
-    int64_t best = -1;
-    double best_energy = -1;
-    for (int64_t s = 0; s < segments; ++s) {
-      if (taken[static_cast<size_t>(s)] == blocks) continue;
-      const double energy = block_energy(s * blocks + taken[static_cast<size_t>(s)]);
-      if (energy > best_energy) best = s, best_energy = energy;
-    }
-    plan.block_bits[static_cast<size_t>(best * blocks + taken[static_cast<size_t>(best)]++)] = 8;
-  }
-  return plan;
-}
-
 absl::StatusOr<std::vector<float>> CodeRows(Ops* ops, std::span<const float> rows, int64_t k, const InputPlan& plan) {
   const int64_t count = static_cast<int64_t>(rows.size()) / k, blocks = k / kBlock;
   NIBBLE_CHECK_EQ(static_cast<int64_t>(plan.block_bits.size()), blocks);
@@ -161,45 +134,6 @@ absl::StatusOr<InputPlan> PlanByOutputError(Ops* ops, std::span<const float> sam
     given += turn;
   }
   return plan;
-}
-
-absl::StatusOr<std::vector<int64_t>> AllocateEightBitBlocks(std::span<const BlockBidder> bidders, int64_t budget) {
-  struct State {
-    int64_t blocks = 0;
-    double error = 0, next_error = 0;  // with `blocks`, and with one more
-  };
-  std::vector<State> states(bidders.size());
-  int64_t given = 0;
-  const auto look_ahead = [&](size_t i) -> absl::Status {
-    State& state = states[i];
-    state.next_error = state.error;
-    if (state.blocks < bidders[i].at_most) {
-      NIBBLE_ASSIGN_OR_RETURN(state.next_error, bidders[i].error(state.blocks + 1));
-    }
-    return absl::OkStatus();
-  };
-  for (size_t i = 0; i < bidders.size(); ++i) {
-    NIBBLE_CHECK(bidders[i].at_least >= 0 && bidders[i].at_least <= bidders[i].at_most, bidders[i].name);
-    states[i].blocks = bidders[i].at_least;
-    given += states[i].blocks;
-    NIBBLE_ASSIGN_OR_RETURN(states[i].error, bidders[i].error(states[i].blocks));
-    NIBBLE_RETURN_IF_ERROR(look_ahead(i));
-  }
-  for (; given < budget; ++given) {
-    size_t best = bidders.size();
-    double best_gain = 0;
-    for (size_t i = 0; i < bidders.size(); ++i) {
-      const double gain = (states[i].error - states[i].next_error) * bidders[i].worth;
-      if (states[i].blocks < bidders[i].at_most && gain > best_gain) best = i, best_gain = gain;
-    }
-    if (best == bidders.size()) break;  // nothing helps any more
-    ++states[best].blocks;
-    states[best].error = states[best].next_error;
-    NIBBLE_RETURN_IF_ERROR(look_ahead(best));
-  }
-  std::vector<int64_t> blocks;
-  for (const State& state : states) blocks.push_back(state.blocks);
-  return blocks;
 }
 
 }  // namespace nibble

@@ -1,6 +1,5 @@
 // nibble-rounding-benchmark: what rounding costs at the shapes of real models, with synthetic weights and correlated
 // activations: time and device memory for each linear of one layer, and the whole model by the number of its layers.
-// Runs without any service. --check compares a GPU with the CPU first.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -74,8 +73,8 @@ float Bell(uint64_t index) {  // sum of four 16-bit uniforms, about unit varianc
 
 constexpr int64_t kDirections = 8;
 
-// Tokens [begin, begin + rows) of an input: a few directions shared by all channels, noise, and one channel in two hundred
-// thirty times as large. Values are bf16, as linears read them on GPUs.
+// Tokens [begin, begin + rows) of an input: a few directions shared by all channels, noise, and one channel in two
+// hundred thirty times as large. Values are bf16, as linears read them on GPUs.
 void MakeActivations(int64_t k, int64_t begin, int64_t rows, ThreadPool* pool, std::vector<float>* x) {
   std::vector<float> mix(static_cast<size_t>(kDirections * k));
   for (size_t i = 0; i < mix.size(); ++i) mix[i] = Bell(0x1000000000 + i);
@@ -131,79 +130,17 @@ T Must(absl::StatusOr<T> value) {
 }
 void Must(const absl::Status& status) { NIBBLE_CHECK(status.ok(), status.ToString()); }
 
-RoundedLinear RoundWith(RoundingDevice* device, const std::vector<float>& x, const std::vector<float>& coded, const DenseLinear& linear,
-                        const InputPlan& plan, const GptqOptions& options, std::vector<float>* hessian) {
-  const auto moments = Must(device->CreateMoments(linear.shape.k, !coded.empty()));
-  Must(coded.empty() ? device->Accumulate(x, moments.get()) : device->Accumulate(x, coded, moments.get()));
-  *hessian = Must(moments->Hessian());
-  const auto factor = Must(device->Factorize(*moments, plan, options));
-  return Must(device->Round(linear, plan, *moments, *factor, options));
-}
-
-// Both devices on one small linear. Their sums have different orders, so a tie may fall another way, and then every later
-// target of that row moves: what has to agree is the error.
-bool Check(RoundingDevice* device, ThreadPool* pool) {
-  constexpr int64_t kN = 256, kK = 1024, kRows = 4096;
-  constexpr double kErrorBound = 0.005, kCodesBound = 0.02;
-  const auto cpu = CreateCpuRoundingDevice(pool->threads());
-  std::vector<float> x, hessian, gpu_hessian;
-  MakeActivations(kK, 0, kRows, pool, &x);
-  std::vector<float> coarse = x;
-  for (float& value : coarse) value = std::nearbyint(value * 2) / 2;
-  const DenseLinear linear = MakeLinear("check", kN, kK, pool);
-  const InputPlan plan = MakePlan(kK);
-  bool good = true;
-  std::cout << absl::StrFormat("%-44s %12s %12s %9s %9s %9s\n", "check: [256, 1024], 4096 tokens", "cpu error", "gpu error", "report",
-                               "codes !=", "rows =");
-  const auto compare = [&](const char* name, const GptqOptions& options, bool with_coding) {
-    const std::vector<float> coded = with_coding ? coarse : std::vector<float>();
-    const RoundedLinear want = RoundWith(cpu.get(), x, coded, linear, plan, options, &hessian);
-    const RoundedLinear got = RoundWith(device, x, coded, linear, plan, options, &gpu_hessian);
-    const std::vector<float> a = DequantizeLinear(want.tensors), b = DequantizeLinear(got.tensors);
-    double want_error = want.report.output_error, error = got.report.output_error;
-    if (!with_coding) {  // against the definition
-      want_error = OutputError(linear.weight, want.tensors, hessian);
-      error = OutputError(linear.weight, got.tensors, hessian);
-    }
-    int64_t different = 0, equal_rows = 0;
-    for (int64_t row = 0; row < kN; ++row) {
-      int64_t in_row = 0;
-      for (int64_t c = 0; c < kK; ++c) {
-        const size_t i = static_cast<size_t>(row * kK + c);
-        in_row += std::fabs(a[i] - b[i]) > 1e-6f;
-      }
-      different += in_row;
-      equal_rows += in_row == 0;
-    }
-    const double codes = static_cast<double>(different) / static_cast<double>(kN * kK);
-    const bool ok = std::fabs(error / want_error - 1) < kErrorBound && std::fabs(got.report.output_error / error - 1) < 1e-2 &&
-                    got.report.fallback == want.report.fallback && (codes < kCodesBound || options.refinements > 0);
-    std::cout << absl::StrFormat("  %-42s %12.5g %12.5g %9.5f %8.4f%% %8.1f%% %s\n", name, want_error, error, got.report.output_error / error,
-                                 100 * codes, 100.0 * static_cast<double>(equal_rows) / kN, ok ? "" : "  DIFFERS");
-    good = good && ok;
-  };
-  compare("rounding to nearest", {.compensate = false}, false);
-  compare("GPTQ, stored order, one clip, no search", {.order = RoundingOrder::kStored, .row_clips = {1.0f}, .search_groups = false}, false);
-  compare("GPTQ, stored order", {.order = RoundingOrder::kStored}, false);
-  compare("GPTQ, within groups", {.order = RoundingOrder::kWithinGroup}, false);
-  compare("GPTQ, groups by energy", {}, false);
-  compare("GPTQ, all columns by energy", {.order = RoundingOrder::kAll}, false);
-  compare("GPTQ, 2 refinements", {.refinements = 2}, false);
-  compare("GPTQ, coding errors known", {}, true);
-  return good;
-}
-
 struct Totals {
   double seconds = 0;
   int64_t peak = 0;
 };
 
-void Measure(const ModelShape& shape, int64_t sequences, int64_t tokens, const GptqOptions& options, RoundingDevice* device,
-             ThreadPool* pool) {
+void Measure(const ModelShape& shape, int64_t sequences, int64_t tokens, const GptqOptions& options,
+             RoundingDevice* device, ThreadPool* pool) {
   std::cout << absl::StrFormat("%s: %d x %d tokens, %d row clips, %d refinements\n", shape.name, sequences, tokens,
                                options.row_clips.size(), options.refinements);
-  std::cout << absl::StrFormat("  %-8s %6s %6s %10s %10s %10s %10s %10s %10s\n", "linear", "N", "K", "moments s", "factor s", "round s",
-                               "peak GB", "error", "nearest");
+  std::cout << absl::StrFormat("  %-8s %6s %6s %10s %10s %10s %10s %10s %10s\n", "linear", "N", "K", "moments s",
+                               "factor s", "round s", "peak GB", "error", "nearest");
   Totals total;
   for (const Input& input : shape.inputs) {
     const auto moments = Must(device->CreateMoments(input.k, false));
@@ -223,7 +160,8 @@ void Measure(const ModelShape& shape, int64_t sequences, int64_t tokens, const G
     {
       const auto factor = Must(device->Factorize(*moments, plan, nearest_options));
       for (const DenseLinear& linear : linears) {
-        nearest.push_back(Must(device->Round(linear, plan, *moments, *factor, nearest_options)).report.relative_error());
+        nearest.push_back(
+            Must(device->Round(linear, plan, *moments, *factor, nearest_options)).report.relative_error());
       }
     }
     TakePeakBytes(device);
@@ -233,8 +171,8 @@ void Measure(const ModelShape& shape, int64_t sequences, int64_t tokens, const G
     int64_t peak = TakePeakBytes(device);
     total.seconds += accumulate + factorize;
     total.peak = std::max(total.peak, peak);
-    std::cout << absl::StrFormat("  %-8s %6s %6d %10.3f %10.3f %10s %10.2f\n", input.name, "", input.k, accumulate, factorize, "",
-                                 static_cast<double>(peak) / 1e9);
+    std::cout << absl::StrFormat("  %-8s %6s %6d %10.3f %10.3f %10s %10.2f\n", input.name, "", input.k, accumulate,
+                                 factorize, "", static_cast<double>(peak) / 1e9);
     for (size_t i = 0; i < linears.size(); ++i) {
       start = Now();
       const RoundedLinear rounded = Must(device->Round(linears[i], plan, *moments, *factor, options));
@@ -242,36 +180,39 @@ void Measure(const ModelShape& shape, int64_t sequences, int64_t tokens, const G
       peak = TakePeakBytes(device);
       total.seconds += seconds;
       total.peak = std::max(total.peak, peak);
-      std::cout << absl::StrFormat("  %-8s %6d %6d %10s %10s %10.3f %10.2f %10.6f %10.6f %s\n", linears[i].shape.name, linears[i].shape.n,
-                                   input.k, "", "", seconds, static_cast<double>(peak) / 1e9, rounded.report.relative_error(), nearest[i],
-                                   rounded.report.fallback);
+      std::cout << absl::StrFormat("  %-8s %6d %6d %10s %10s %10.3f %10.2f %10.6f %10.6f %s\n", linears[i].shape.name,
+                                   linears[i].shape.n, input.k, "", "", seconds, static_cast<double>(peak) / 1e9,
+                                   rounded.report.relative_error(), nearest[i], rounded.report.fallback);
     }
     std::cout << std::flush;
   }
-  std::cout << absl::StrFormat("  layer: %.2f s, peak %.2f GB; %d layers: %.1f min (rounding alone: no forward pass, no files)\n", total.seconds,
-                               static_cast<double>(total.peak) / 1e9, shape.layers,
-                               total.seconds * static_cast<double>(shape.layers) / 60);
+  std::cout << absl::StrFormat(
+      "  layer: %.2f s, peak %.2f GB; %d layers: %.1f min (rounding alone: no forward pass, no files)\n", total.seconds,
+      static_cast<double>(total.peak) / 1e9, shape.layers, total.seconds * static_cast<double>(shape.layers) / 60);
 }
 
 }  // namespace
 }  // namespace nibble
 
 int main(int argc, char** argv) {
-  nibble::RoundingDeviceOptions device_options{.device = "cpu",
-                                               .threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
+  nibble::RoundingDeviceOptions device_options{
+      .device = "cpu", .threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
   nibble::GptqOptions options;
   std::vector<std::string> shapes = {"novelist-17m"};
   int64_t sequences = 128, tokens = 2048;
-  bool check = false;
   CLI::App app("Measures Nibble's rounding at the shapes of real models, with synthetic weights and activations.");
   app.add_option("--device", device_options.device, "cpu or cuda")->capture_default_str();
   app.add_option("--threads", device_options.threads, "CPU threads")->capture_default_str();
-  app.add_option("--shape", shapes, "novelist-17m, llama-3-8b, llama-3-70b; several may be given")->capture_default_str();
-  app.add_option("--sequences", sequences, "Calibration sequences")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  app.add_option("--shape", shapes, "novelist-17m, llama-3-8b, llama-3-70b; several may be given")
+      ->capture_default_str();
+  app.add_option("--sequences", sequences, "Calibration sequences")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
   app.add_option("--tokens", tokens, "Tokens of each")->check(CLI::Range(1, 1 << 20))->capture_default_str();
   app.add_option("--clips", options.row_clips, "Candidates for the row scale")->capture_default_str();
-  app.add_option("--refinements", options.refinements, "Rounds of coordinate descent")->check(CLI::Range(0, 16))->capture_default_str();
-  app.add_flag("--check", check, "First compare the device with the CPU");
+  app.add_option("--refinements", options.refinements, "Rounds of coordinate descent")
+      ->check(CLI::Range(0, 16))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
 
   auto device = nibble::CreateRoundingDevice(device_options);
@@ -281,12 +222,7 @@ int main(int argc, char** argv) {
   }
   std::cout << (*device)->Describe() << "\n";
   nibble::ThreadPool pool(device_options.threads);
-  if (check && !nibble::Check(device->get(), &pool)) {
-    std::cerr << "nibble-rounding-benchmark: the device and the CPU differ\n";
-    return 1;
-  }
   for (const std::string& name : shapes) {
-    if (name == "none") continue;
     bool found = false;
     for (const nibble::ModelShape& shape : nibble::Shapes()) {
       if (name != shape.name) continue;
@@ -294,7 +230,8 @@ int main(int argc, char** argv) {
       found = true;
     }
     if (!found) {
-      std::cerr << "nibble-rounding-benchmark: shape is \"" << name << "\", must be novelist-17m, llama-3-8b or llama-3-70b\n";
+      std::cerr << "nibble-rounding-benchmark: shape is \"" << name
+                << "\", must be novelist-17m, llama-3-8b or llama-3-70b\n";
       return 1;
     }
   }

@@ -34,7 +34,8 @@ ColumnOrder OrderColumns(std::span<const float> energy, const InputPlan& plan, R
     }
     std::vector<size_t> groups(group_energy.size());
     std::iota(groups.begin(), groups.end(), size_t{0});
-    std::stable_sort(groups.begin(), groups.end(), [&](size_t a, size_t b) { return group_energy[a] > group_energy[b]; });
+    std::stable_sort(groups.begin(), groups.end(),
+                     [&](size_t a, size_t b) { return group_energy[a] > group_energy[b]; });
     std::vector<int32_t> code;
     for (const size_t g : groups) {
       const auto begin = out.code.begin() + static_cast<ptrdiff_t>(g * group_size);

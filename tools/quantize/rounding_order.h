@@ -10,10 +10,10 @@
 namespace nibble {
 
 struct ColumnOrder {
-  std::vector<int32_t> code;       // [K] which code is rounded at this place of the order
-  std::vector<int32_t> channel;    // [K] the input channel it is made from
-  std::vector<int32_t> group;      // [K] its group of 128 codes
-  bool groups_in_turn = true;      // the columns of a group stand together
+  std::vector<int32_t> code;     // [K] which code is rounded at this place of the order
+  std::vector<int32_t> channel;  // [K] the input channel it is made from
+  std::vector<int32_t> group;    // [K] its group of 128 codes
+  bool groups_in_turn = true;    // the columns of a group stand together
 };
 
 // energy [K]: H's diagonal in channel order.

@@ -13,13 +13,13 @@ inline constexpr int64_t kPanelF64 = 8;
 // Sixteen rows of a linear (lanes), its columns in rounding order. Arrays of lanes are [..][16].
 struct TileProblem {
   int64_t k = 0;
-  const float* weight = nullptr;          // [K][16] what to approach
-  const int32_t* group_of = nullptr;      // [K] group of the column at each place of the order
-  bool groups_in_turn = true;             // a group's 128 columns stand together: its scale is searched when it comes up
-  const float* feedback = nullptr;        // panels of m_ij / m_jj [K, K] (gptq.h), or null: rounding to nearest
-  const float* column_weight = nullptr;   // [K] of a column's squared error
-  const float* hessian = nullptr;         // panels of H [K, K], damped; used by refinements
-  const float* clips = nullptr;           // [num_clips] candidates for s_w
+  const float* weight = nullptr;         // [K][16] what to approach
+  const int32_t* group_of = nullptr;     // [K] group of the column at each place of the order
+  bool groups_in_turn = true;            // a group's 128 columns stand together: its scale is searched when it comes up
+  const float* feedback = nullptr;       // panels of m_ij / m_jj [K, K] (gptq.h), or null: rounding to nearest
+  const float* column_weight = nullptr;  // [K] of a column's squared error
+  const float* hessian = nullptr;        // panels of H [K, K], damped; used by refinements
+  const float* clips = nullptr;          // [num_clips] candidates for s_w
   int64_t num_clips = 0;
   bool search_groups = true;
   int refinements = 0;

@@ -208,13 +208,13 @@ inline void Refine(const TileProblem& p, Lanes* block, Lanes* error, Lanes* code
 }
 
 void Round(const TileProblem& p, float* scratch, const TileResult& out) {
-  Lanes* const target = AsLanes(scratch);      // [128]
-  Lanes* const block = target + kGroup;        // [16]
-  Lanes* const error = block + kPanel;         // [K]
-  Lanes* const codes = error + p.k;            // [K]
-  Lanes* const best_codes = codes + p.k;       // [K]
-  Lanes* const scale = best_codes + p.k;       // [K/128]
-  Lanes* const min = scale + p.k / kGroup;     // [K/128]
+  Lanes* const target = AsLanes(scratch);   // [128]
+  Lanes* const block = target + kGroup;     // [16]
+  Lanes* const error = block + kPanel;      // [K]
+  Lanes* const codes = error + p.k;         // [K]
+  Lanes* const best_codes = codes + p.k;    // [K]
+  Lanes* const scale = best_codes + p.k;    // [K/128]
+  Lanes* const min = scale + p.k / kGroup;  // [K/128]
   Lanes* const best_scale = AsLanes(out.group_scale);
   Lanes* const best_min = AsLanes(out.group_min);
   Lanes* const best_error = AsLanes(out.error);

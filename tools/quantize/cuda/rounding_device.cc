@@ -68,10 +68,10 @@ class Moments : public InputMoments {
 struct Factor : public RoundingFactor {
   ColumnOrder order;
   DeviceArray<int32_t> channel, group_of, place_of;
-  DeviceArray<int32_t> places;      // [K] places of the columns of group 0, group 1, ...
-  DeviceArray<float> hessian;       // [K, K] damped
-  DeviceArray<float> feedback;      // [K, K] m_ij / m_jj, or empty
-  DeviceArray<float> correction;    // [K, K] C·H⁻¹, or empty
+  DeviceArray<int32_t> places;       // [K] places of the columns of group 0, group 1, ...
+  DeviceArray<float> hessian;        // [K, K] damped
+  DeviceArray<float> feedback;       // [K, K] m_ij / m_jj, or empty
+  DeviceArray<float> correction;     // [K, K] C·H⁻¹, or empty
   DeviceArray<float> column_weight;  // [K]
   double damping = 0, ridge = 0;
   int64_t dead_columns = 0;
@@ -172,11 +172,13 @@ class SingleGpu : public CudaRoundingDevice {
     if (!from.cross.empty() && factored) {
       // G·H = C over reversed places, so H·Gᵀ = Cᵀ: row-major memory read by columns is the transpose, both ways.
       NIBBLE_ASSIGN_OR_RETURN(DeviceArray<double> solution, Allocate<double>(k * k));
-      LaunchGather(stream_, {.from = from.cross.data(), .channel = factor->channel.data(), .k = k, .symmetric = false, .reversed = true},
-                   solution.data());
+      LaunchGather(
+          stream_,
+          {.from = from.cross.data(), .channel = factor->channel.data(), .k = k, .symmetric = false, .reversed = true},
+          solution.data());
       NIBBLE_ASSIGN_OR_RETURN(DeviceArray<int> info, Zeros<int>(1));
-      NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrs(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, k, CUDA_R_64F, lower.data(), k,
-                                             CUDA_R_64F, solution.data(), k, info.data()));
+      NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrs(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, k, CUDA_R_64F,
+                                             lower.data(), k, CUDA_R_64F, solution.data(), k, info.data()));
       NIBBLE_ASSIGN_OR_RETURN(factor->correction, Allocate<float>(k * k));
       LaunchReverse(stream_, solution.data(), k, factor->correction.data());
       NIBBLE_CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -300,8 +302,8 @@ class SingleGpu : public CudaRoundingDevice {
   }
 
   // c [M, N] = beta c + a [M, K] · b [K, N], row-major f32.
-  void Multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k, float beta, float* c,
-                int64_t ldc) {
+  void Multiply(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t m, int64_t n, int64_t k, float beta,
+                float* c, int64_t ldc) {
     const float one = 1;
     NIBBLE_CUBLAS_CHECK(cublasSgemm_64(blas_, CUBLAS_OP_N, CUBLAS_OP_N, n, m, k, &one, b, ldb, a, lda, &beta, c, ldc));
   }
@@ -309,8 +311,9 @@ class SingleGpu : public CudaRoundingDevice {
   // to [K, K] += aᵀ·b over bf16 rows. cuBLAS sees columns: the result's transpose is bᵀ·a.
   void AddProduct(const uint16_t* a, const uint16_t* b, int64_t rows, int64_t k, float* to) {
     const float one = 1;
-    NIBBLE_CUBLAS_CHECK(cublasGemmEx_64(blas_, CUBLAS_OP_N, CUBLAS_OP_T, k, k, rows, &one, b, CUDA_R_16BF, k, a, CUDA_R_16BF, k,
-                                        &one, to, CUDA_R_32F, k, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    NIBBLE_CUBLAS_CHECK(cublasGemmEx_64(blas_, CUBLAS_OP_N, CUBLAS_OP_T, k, k, rows, &one, b, CUDA_R_16BF, k, a,
+                                        CUDA_R_16BF, k, &one, to, CUDA_R_32F, k, CUBLAS_COMPUTE_32F,
+                                        CUBLAS_GEMM_DEFAULT));
   }
 
   absl::Status AddRows(std::span<const float> x, std::span<const float> coded, Moments* to) {
@@ -333,7 +336,8 @@ class SingleGpu : public CudaRoundingDevice {
       if (!with_coding) {
         LaunchToBF16(stream_, rows.data(), nullptr, count * k, narrow.data());
       } else {
-        NIBBLE_CUDA_CHECK(cudaMemcpyAsync(coded_rows.data(), coded.data() + begin * k, bytes, cudaMemcpyDefault, stream_));
+        NIBBLE_CUDA_CHECK(
+            cudaMemcpyAsync(coded_rows.data(), coded.data() + begin * k, bytes, cudaMemcpyDefault, stream_));
         LaunchToBF16(stream_, coded_rows.data(), nullptr, count * k, narrow.data());
         LaunchToBF16(stream_, rows.data(), coded_rows.data(), count * k, lost.data());
         AddProduct(lost.data(), narrow.data(), count, k, to->cross.data());
@@ -371,13 +375,15 @@ class SingleGpu : public CudaRoundingDevice {
   // positive definite.
   absl::StatusOr<int> Cholesky(int64_t k, double* a) {
     size_t device_bytes = 0, host_bytes = 0;
-    NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrf_bufferSize(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, CUDA_R_64F, a, k, CUDA_R_64F,
-                                                      &device_bytes, &host_bytes));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceArray<uint8_t> workspace, Allocate<uint8_t>(static_cast<int64_t>(device_bytes)));
+    NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrf_bufferSize(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, CUDA_R_64F, a, k,
+                                                      CUDA_R_64F, &device_bytes, &host_bytes));
+    NIBBLE_ASSIGN_OR_RETURN(const DeviceArray<uint8_t> workspace,
+                            Allocate<uint8_t>(static_cast<int64_t>(device_bytes)));
     NIBBLE_ASSIGN_OR_RETURN(const DeviceArray<int> info, Zeros<int>(1));
     std::vector<uint8_t> host_workspace(host_bytes);
-    NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrf(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, CUDA_R_64F, a, k, CUDA_R_64F,
-                                           workspace.data(), device_bytes, host_workspace.data(), host_bytes, info.data()));
+    NIBBLE_CUSOLVER_CHECK(cusolverDnXpotrf(solver_, parameters_, CUBLAS_FILL_MODE_UPPER, k, CUDA_R_64F, a, k,
+                                           CUDA_R_64F, workspace.data(), device_bytes, host_workspace.data(),
+                                           host_bytes, info.data()));
     int minor = 0;
     NIBBLE_CUDA_CHECK(cudaMemcpyAsync(&minor, info.data(), sizeof(int), cudaMemcpyDeviceToHost, stream_));
     NIBBLE_CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -401,7 +407,8 @@ class SingleGpu : public CudaRoundingDevice {
       LaunchSweep(stream_, args, factor.feedback.data(), begin, loss);
       const int64_t next = begin + kBlock;
       if (factor.feedback.empty() || next == k) continue;
-      Multiply(args.error + begin, k, factor.feedback.data() + begin * k + next, k, n, k - next, kBlock, 1, args.target + next, k);
+      Multiply(args.error + begin, k, factor.feedback.data() + begin * k + next, k, n, k - next, kBlock, 1,
+               args.target + next, k);
     }
   }
 
@@ -444,7 +451,8 @@ absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> CudaRoundingDevice::Create()
   cudaDeviceProp properties{};
   const cudaError_t error = cudaGetDeviceProperties(&properties, 0);
   if (error != cudaSuccess) {
-    return absl::UnavailableError(absl::StrCat("device is cuda, but there is no usable GPU: ", cudaGetErrorString(error)));
+    return absl::UnavailableError(
+        absl::StrCat("device is cuda, but there is no usable GPU: ", cudaGetErrorString(error)));
   }
   NIBBLE_CUDA_CHECK(cudaSetDevice(0));
   return std::make_unique<SingleGpu>(properties);

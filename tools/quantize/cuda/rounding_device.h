@@ -10,9 +10,9 @@
 namespace nibble::cuda {
 
 // Moments are sums in f32 of products of bf16 values (exact products; TF32 is never used): the input is rounded to
-// bf16, the type that linears read on GPUs, so H is the exact Gram matrix of rounded inputs up to the f32 sums and stays
-// positive semidefinite. Factors are made in f64. Sweeps are f32, as on the CPU; their sums have another order, so a
-// code may differ where a target lies next to the middle of two values, and those after it in the row.
+// bf16, the type that linears read on GPUs, so H is the exact Gram matrix of rounded inputs up to the f32 sums and
+// stays positive semidefinite. Factors are made in f64. Sweeps are f32, as on the CPU; their sums have another order,
+// so a code may differ where a target lies next to the middle of two values, and those after it in the row.
 //
 // `x` and `coded` of Accumulate may also point to device memory.
 class CudaRoundingDevice : public RoundingDevice {

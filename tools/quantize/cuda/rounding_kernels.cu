@@ -147,8 +147,10 @@ __device__ __forceinline__ Columns LoadColumns(const RoundArgs& args, int64_t ro
 }
 
 __device__ __forceinline__ void StoreColumns(const RoundArgs& args, int64_t row, int64_t first, const Columns& c) {
-  *reinterpret_cast<float4*>(args.error + row * args.k + first) = make_float4(c.error[0], c.error[1], c.error[2], c.error[3]);
-  *reinterpret_cast<uchar4*>(args.codes + row * args.k + first) = make_uchar4(c.code[0], c.code[1], c.code[2], c.code[3]);
+  *reinterpret_cast<float4*>(args.error + row * args.k + first) =
+      make_float4(c.error[0], c.error[1], c.error[2], c.error[3]);
+  *reinterpret_cast<uchar4*>(args.codes + row * args.k + first) =
+      make_uchar4(c.code[0], c.code[1], c.code[2], c.code[3]);
 }
 
 // block [128][128] = matrix [K, K] at (begin, begin), or zeros.
@@ -159,7 +161,8 @@ __device__ void LoadBlock(const float* matrix, int64_t k, int64_t begin, float* 
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kSweepThreads) SweepKernel(RoundArgs args, const float* feedback, int64_t begin, float* loss) {
+__global__ void __launch_bounds__(kSweepThreads)
+    SweepKernel(RoundArgs args, const float* feedback, int64_t begin, float* loss) {
   extern __shared__ float block[];
   LoadBlock(feedback, args.k, begin, block);
   const int64_t row = Item() / 32;
@@ -195,7 +198,8 @@ __global__ void __launch_bounds__(kSweepThreads) SweepKernel(RoundArgs args, con
   if (lane == 0) loss[row] += lost;
 }
 
-__global__ void TakeBetterKernel(RoundArgs args, const float* loss, bool first, RoundArgs best, float* best_step, float* best_loss) {
+__global__ void TakeBetterKernel(RoundArgs args, const float* loss, bool first, RoundArgs best, float* best_step,
+                                 float* best_loss) {
   const int64_t row = blockIdx.x, groups = args.k / kGroup;
   const bool better = first || loss[row] < best_loss[row];
   __syncthreads();  // best_loss is read by all threads before one of them writes it
@@ -214,7 +218,8 @@ __global__ void TakeBetterKernel(RoundArgs args, const float* loss, bool first, 
   }
 }
 
-__global__ void __launch_bounds__(kSweepThreads) RefineKernel(RoundArgs args, const float* hessian, const float* residual, int64_t begin) {
+__global__ void __launch_bounds__(kSweepThreads)
+    RefineKernel(RoundArgs args, const float* hessian, const float* residual, int64_t begin) {
   extern __shared__ float block[];
   LoadBlock(hessian, args.k, begin, block);
   const int64_t row = Item() / 32;
@@ -250,7 +255,8 @@ __global__ void __launch_bounds__(kSweepThreads) RefineKernel(RoundArgs args, co
 
 __global__ void ErrorToValueKernel(RoundArgs args) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * args.k;
-  for (int64_t j = threadIdx.x; j < args.k; j += blockDim.x) args.error[row + j] = args.weight[row + j] - args.error[row + j];
+  for (int64_t j = threadIdx.x; j < args.k; j += blockDim.x)
+    args.error[row + j] = args.weight[row + j] - args.error[row + j];
 }
 
 __global__ void RefitRowsKernel(RoundArgs args, const float* product, float* step) {
@@ -307,7 +313,8 @@ template <typename... Parameters, typename... Arguments>
 void LaunchRows(cudaStream_t stream, int64_t rows, int threads, int64_t shared_bytes, void (*kernel)(Parameters...),
                 Arguments... arguments) {
   if (shared_bytes > 0) {
-    NIBBLE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    NIBBLE_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   }
   kernel<<<Blocks(rows, threads / 32), threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
   NIBBLE_CUDA_CHECK(cudaGetLastError());
@@ -339,7 +346,8 @@ void LaunchFeedback(cudaStream_t stream, const double* lower, int64_t k, float* 
 void LaunchReverse(cudaStream_t stream, const double* from, int64_t k, float* to) {
   LaunchBlocks(stream, k, ReverseKernel, from, k, to);
 }
-void LaunchGatherColumns(cudaStream_t stream, const float* from, const int32_t* channel, int64_t n, int64_t k, float* to) {
+void LaunchGatherColumns(cudaStream_t stream, const float* from, const int32_t* channel, int64_t n, int64_t k,
+                         float* to) {
   LaunchBlocks(stream, n, GatherColumnsKernel, from, channel, k, to);
 }
 void LaunchRowMax(cudaStream_t stream, const float* weight, int64_t n, int64_t k, float* largest) {
@@ -358,7 +366,8 @@ void LaunchTakeBetter(cudaStream_t stream, const RoundArgs& args, const float* l
                       float* best_step, float* best_loss) {
   LaunchBlocks(stream, args.n, TakeBetterKernel, args, loss, first, best, best_step, best_loss);
 }
-void LaunchRefine(cudaStream_t stream, const RoundArgs& args, const float* hessian, const float* residual, int64_t begin) {
+void LaunchRefine(cudaStream_t stream, const RoundArgs& args, const float* hessian, const float* residual,
+                  int64_t begin) {
   LaunchRows(stream, args.n, kSweepThreads, kBlockBytes, RefineKernel, args, hessian, residual, begin);
 }
 void LaunchErrorToValue(cudaStream_t stream, const RoundArgs& args) {

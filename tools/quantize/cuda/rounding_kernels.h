@@ -33,7 +33,8 @@ void LaunchFeedback(cudaStream_t stream, const double* lower, int64_t k, float* 
 void LaunchReverse(cudaStream_t stream, const double* from, int64_t k, float* to);
 
 // to [N, K] = the columns `channel` of from [N, K], in channel order.
-void LaunchGatherColumns(cudaStream_t stream, const float* from, const int32_t* channel, int64_t n, int64_t k, float* to);
+void LaunchGatherColumns(cudaStream_t stream, const float* from, const int32_t* channel, int64_t n, int64_t k,
+                         float* to);
 
 // largest [N] = max |row|, zero below 1e-30 (1/scale would overflow).
 void LaunchRowMax(cudaStream_t stream, const float* weight, int64_t n, int64_t k, float* largest);
