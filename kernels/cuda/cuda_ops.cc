@@ -40,9 +40,7 @@ class CudaOps final : public Ops {
 
   // What operators find ready.
   absl::Status Prepare() {
-#ifdef NIBBLE_CUDA_ATTENTION
     NIBBLE_ASSIGN_OR_RETURN(attention_counters_, Allocate(static_cast<size_t>(cuda::AttentionCounterBytes(device_))));
-#endif
     return absl::OkStatus();
   }
 
@@ -110,10 +108,8 @@ class CudaOps final : public Ops {
 
   void DoBeginStep(const BeginStepArgs& args) override {
     Bind();
-#ifdef NIBBLE_CUDA_ATTENTION
     NeedScratch(
         cuda::AttentionScratchBytes(device_, args.layout, args.q_heads, args.step.rows, args.step.max_pages));
-#endif
   }
   void DoEmbed(const EmbedArgs& args) override {
     Bind();
@@ -121,15 +117,15 @@ class CudaOps final : public Ops {
   }
   void DoAddNormQuantize(const AddNormQuantizeArgs& args) override {
     Bind();
-    cuda::AddNormQuantize(device_, args, PlanOf(*args.coding, args.residual.dtype));
+    cuda::AddNormQuantize(device_, args, PlanOf(*args.coding, args.out->rows, args.residual.dtype));
   }
   void DoQuantize(const QuantizeArgs& args) override {
     Bind();
-    cuda::Quantize(device_, args, PlanOf(*args.coding, args.in.dtype));
+    cuda::Quantize(device_, args, PlanOf(*args.coding, args.in.rows, args.in.dtype));
   }
   void DoSiluMulQuantize(const SiluMulQuantizeArgs& args) override {
     Bind();
-    cuda::SiluMulQuantize(device_, args, PlanOf(*args.coding, args.gate_up.dtype));
+    cuda::SiluMulQuantize(device_, args, PlanOf(*args.coding, args.gate_up.rows, args.gate_up.dtype));
   }
   void DoLinear(const LinearArgs& args) override {
     Bind();
@@ -141,15 +137,11 @@ class CudaOps final : public Ops {
   }
   void DoRopeAppend(const RopeAppendArgs& args) override {
     Bind();
-#ifdef NIBBLE_CUDA_ATTENTION
     cuda::RopeAppend(device_, args);
-#endif
   }
   void DoAttention(const AttentionArgs& args) override {
     Bind();
-#ifdef NIBBLE_CUDA_ATTENTION
     cuda::Attention(device_, args, attention_counters_.as<uint32_t>());
-#endif
   }
   void DoRecordHistory(const RecordHistoryArgs& args) override {
     Bind();
@@ -198,12 +190,14 @@ class CudaOps final : public Ops {
     NIBBLE_CHECK(status.ok(), status.ToString());
   }
 
-  RowPlan PlanOf(const InputCoding& coding, DType dtype) const {
-    const auto plan = cuda::PlanRow({.k = coding.k,
+  RowPlan PlanOf(const InputCoding& coding, int64_t rows, DType dtype) const {
+    const auto plan = cuda::PlanRow({.rows = rows,
+                                     .k = coding.k,
                                      .dtype = dtype,
                                      .quantized = coding.quantized,
-                                     .transformed = coding.hadamard > 1 || coding.perm != nullptr},
-                                    device_.shared_bytes);
+                                     .hadamard = coding.hadamard > 1,
+                                     .perm = coding.perm != nullptr},
+                                    device_.shared_bytes, device_.multiprocessors);
     NIBBLE_CHECK(plan.ok(), plan.status().ToString());
     return *plan;
   }

@@ -24,8 +24,8 @@ struct Backend {
   friend void PrintTo(const Backend& backend, std::ostream* out) { *out << backend.name; }
 };
 
-// Every instruction set of this machine on one thread, the best one on three, and the GPU in a build that has kernels
-// for it. The first is the specification.
+// Every instruction set of this machine on one thread, the best one on three, and the GPU. The first is the
+// specification.
 inline const std::vector<Backend>& AllBackends() {
   static const std::vector<Backend>* backends = [] {
     auto* all = new std::vector<Backend>;
@@ -33,7 +33,6 @@ inline const std::vector<Backend>& AllBackends() {
       all->push_back({KernelsFor(isa).name, CreateCpuOps({.threads = 1, .isa = isa})});
     }
     all->push_back({"threads3", CreateCpuOps({.threads = 3, .isa = std::nullopt})});
-#ifdef NIBBLE_CUDA
     auto cuda = CreateOps({.backend = "cuda"});
     Backend gpu = {.name = "cuda", .exact = false};
     if (cuda.ok()) {
@@ -42,7 +41,6 @@ inline const std::vector<Backend>& AllBackends() {
       gpu.why_not = cuda.status().ToString();
     }
     all->push_back(gpu);
-#endif
     return all;
   }();
   return *backends;

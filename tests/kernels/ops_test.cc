@@ -10,8 +10,9 @@ namespace nibble::testing {
 namespace {
 
 TEST(CreateOps, NamesWhatItCannotMake) {
-  EXPECT_EQ(CreateOps({.backend = "cuda"}).status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_NE(CreateOps({.backend = "cuda"}).status().message().find("CUDA"), std::string::npos);
+  const absl::Status no_device = CreateOps({.backend = "cuda", .device = 1000}).status();
+  EXPECT_EQ(no_device.code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(no_device.message().find("CUDA"), std::string::npos) << no_device;
   EXPECT_EQ(CreateOps({.backend = "tpu"}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(CreateOps({.backend = "cpu", .threads = 0}).status().code(), absl::StatusCode::kInvalidArgument);
   auto ops = CreateOps({.backend = "cpu", .threads = 2});

@@ -29,7 +29,7 @@ void AddNormQuantize(const Device& device, const AddNormQuantizeArgs& args, cons
                                 reinterpret_cast<uintptr_t>(args.weight) % 16 == 0};
   const bool mixed = args.delta != nullptr && args.delta->dtype != args.residual.dtype;
   if (args.delta != nullptr && (args.row_index != nullptr || mixed)) {
-    // Every row is added to before any is read by an index; and the kernel in registers takes one type.
+    // Every row is added to before any is read by an index; and packed rows are of one type.
     constexpr unsigned kThreads = 128;
     const unsigned octets = static_cast<unsigned>((args.residual.cols + kOctet - 1) / kOctet);
     constexpr int64_t kMostRows = 65535;  // of a grid's second dimension

@@ -17,14 +17,14 @@ struct RowCoding {
   Rows dense;                 // used iff codes is null
 };
 inline RowCoding MakeRowCoding(const InputCoding& coding, const LinearInput& out) {
-  return {coding.block_bits, coding.perm,    static_cast<int>(coding.hadamard), coding.quantized ? out.codes : nullptr, out.scales,
-          out.code_sums,     out.exponents, out.dense};
-}
-
-// A row's largest magnitudes in its 8-bit and its 4-bit blocks. Rounding is monotonic, so two divisions per row find
-// the largest of the blocks' quotients.
-__device__ __forceinline__ float ScaleOf(float max_wide, float max_narrow) {
-  return MaxMagnitude(__fdiv_rn(max_wide, 127.0f), __fdiv_rn(max_narrow, 112.0f));
+  return {.block_bits = coding.block_bits,
+          .perm = coding.perm,
+          .hadamard = static_cast<int>(coding.hadamard),
+          .codes = coding.quantized ? out.codes : nullptr,
+          .scales = out.scales,
+          .code_sums = out.code_sums,
+          .exponents = out.exponents,
+          .dense = out.dense};
 }
 
 // Division of a row's values by its scale. With r = 1/s rounded, x·r corrected by one residual is the correctly rounded
@@ -45,7 +45,7 @@ __device__ __forceinline__ RowScale MakeRowScale(float scale) {
 // divided by scale · 2^(e-1), the unit of the finer candidate, so both squared errors are exact multiples of the
 // specification's and compare alike.
 template <int kOctets, bool kPlain>
-__device__ __forceinline__ int CodeBlock(uint32_t mask, const float (&x)[kOctets][kOctet], float amax, int bits,
+__device__ __forceinline__ int CodeBlockBy(uint32_t mask, const float (&x)[kOctets][kOctet], float amax, int bits,
                                          const RowScale& row, uint2 (&codes)[kOctets]) {
   constexpr float kRound = 12582912.0f;
   const auto pack = [](const float (&rounded)[kOctet]) {
@@ -127,6 +127,13 @@ __device__ __forceinline__ int CodeBlock(uint32_t mask, const float (&x)[kOctets
     codes[o] = make_uint2((chosen.x & kept) << exponent, (chosen.y & kept) << exponent);
   }
   return exponent;
+}
+
+template <int kOctets>
+__device__ __forceinline__ int CodeBlock(uint32_t mask, const float (&x)[kOctets][kOctet], float amax, int bits,
+                                         const RowScale& row, uint2 (&codes)[kOctets]) {
+  return row.plain ? CodeBlockBy<kOctets, true>(mask, x, amax, bits, row, codes)
+                   : CodeBlockBy<kOctets, false>(mask, x, amax, bits, row, codes);
 }
 
 __device__ __forceinline__ int SumOfCodes(uint2 codes) {

@@ -4,8 +4,9 @@
 #include <cstdint>
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/rows/in_registers.cuh"
-#include "kernels/cuda/rows/in_shared.cuh"
+#include "kernels/cuda/rows/f32.cuh"
+#include "kernels/cuda/rows/packed.cuh"
+#include "kernels/cuda/rows/plan.h"
 
 namespace nibble::cuda {
 
@@ -21,16 +22,15 @@ void LaunchRows(const Device& device, const Source& source, const InputCoding& c
   const dim3 grid(static_cast<unsigned>(out.rows)), block(static_cast<unsigned>(plan.threads));
   const int k = static_cast<int>(coding.k);
   const RowCoding row_coding = MakeRowCoding(coding, out);
-  if (plan.in_registers && source.whole) {
-    const auto kernel = plan.units == 1   ? CodeRowsInRegisters<Source, 1>
-                        : plan.units == 2 ? CodeRowsInRegisters<Source, 2>
-                                          : CodeRowsInRegisters<Source, 4>;
-    Launch(device, kernel, grid, block, plan.shared_bytes, source, row_coding, k);
+  if (plan.packed) {
+    NIBBLE_CHECK(source.whole, "rows of a quantized model are 16-byte aligned");
+    AllowSharedMemory(CodePackedRows<Source>, plan.shared_bytes);
+    Launch(device, CodePackedRows<Source>, grid, block, plan.shared_bytes, source, row_coding, k);
     return;
   }
-  NIBBLE_CHECK(!plan.in_registers, "rows of a quantized model are not 16-byte aligned");
-  AllowSharedMemory(CodeRowsInShared<Source>, plan.shared_bytes);
-  Launch(device, CodeRowsInShared<Source>, grid, block, plan.shared_bytes, source, row_coding, k,
+  const auto kernel = coding.hadamard > 1 ? CodeF32Rows<Source, true> : CodeF32Rows<Source, false>;
+  AllowSharedMemory(kernel, plan.shared_bytes);
+  Launch(device, kernel, grid, block, plan.shared_bytes, source, row_coding, k,
          !coding.quantized && WholeOctets(out.dense, coding.k));
 }
 

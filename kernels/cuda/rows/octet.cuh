@@ -91,6 +91,16 @@ __device__ __forceinline__ float MaxMagnitude(const float x[kOctet]) {
   return m;
 }
 
+// The same of octets of bf16.
+__device__ __forceinline__ float MaxMagnitude(const uint4 (&octets)[2]) {
+  const auto magnitudes = [](uint32_t pair) { return __habs2(reinterpret_cast<const __nv_bfloat162&>(pair)); };
+  __nv_bfloat162 m = magnitudes(octets[0].x);
+  for (uint32_t pair : {octets[0].y, octets[0].z, octets[0].w, octets[1].x, octets[1].y, octets[1].z, octets[1].w}) {
+    m = __hmax2_nan(m, magnitudes(pair));
+  }
+  return MaxMagnitude(__low2float(m), __high2float(m));
+}
+
 // One lane's part of Σ x² of a block: its octet in order, from zero.
 __device__ __forceinline__ float SquareChain(const float x[kOctet]) {
   float sum = 0.0f;

@@ -1,10 +1,10 @@
 // Where the rows to be coded come from. A source loads one octet at a time; what it loads may still have to be
 // multiplied by a number of its row (the norm's), which is known when the whole row was seen.
 //
-// In registers (bf16 rows of whole blocks) an octet is fetched, then finished: all fetches of a thread are in flight
-// before the first store.
+// Packed rows (bf16, whole blocks) are fetched, then finished: a thread's fetches are in flight before its first store.
 #pragma once
 
+#include "kernels/cuda/math.cuh"
 #include "kernels/cuda/rows/octet.cuh"
 
 namespace nibble::cuda {
@@ -67,6 +67,14 @@ struct NormSource {
     StoreOctet(span, begin, end, x);
   }
   __device__ __forceinline__ void Weigh(int begin, float x[kOctet]) const {
+    if (whole) {
+      float w[kOctet];
+      if (begin >= residual.cols) return;
+      Unpack(*reinterpret_cast<const uint4*>(weight + begin), w);
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) x[i] *= w[i];
+      return;
+    }
 #pragma unroll
     for (int i = 0; i < kOctet; ++i) {
       if (begin + i < residual.cols) x[i] *= LowBF16(weight[begin + i]);
@@ -95,10 +103,11 @@ struct NormSource {
   }
 };
 
-// 1 / (1 + e^-x) with the bits of the specification's Sigmoid, for which Exp may be cut short: below 2^-126 it vanishes
-// in 1 + Exp, so subnormal powers need not be right, and the sum is a normal number of at least 1. NaN gives a number.
+// 1 / (1 + e^-x) with the bits of the specification's Sigmoid, for x of at least kShortSigmoidFrom: e^-x then stays far
+// from overflow, and where it is no normal number it vanishes in the sum. NaN gives a number.
+inline constexpr float kShortSigmoidFrom = -86.0f;
 __device__ __forceinline__ float ShortSigmoid(float x) {
-  const float y = fminf(fmaxf(0.0f - x, -87.0f), 89.0f);
+  const float y = fmaxf(0.0f - x, -87.0f);
   const float shifted = y * 1.44269504088896341f + 12582912.0f;  // rounds to an integer, left in the low bits
   const float n = shifted - 12582912.0f;
   float r = __fmaf_rn(n, -0.693359375f, y);
@@ -110,15 +119,31 @@ __device__ __forceinline__ float ShortSigmoid(float x) {
   p = __fmaf_rn(p, r, 1.6666665459e-1f);
   p = __fmaf_rn(p, r, 5.0000001201e-1f);
   p = __fmaf_rn(p, r * r, r) + 1.0f;
-  const int bits = __float_as_int(p) + (__float_as_int(shifted) << 23);  // p · 2^n
-  const float sum = 1.0f + __int_as_float(min(bits, 0x7f800000));        // at most infinity
-  if (sum > 0x1p125f) return __frcp_rn(sum);
-  // An approximation and one Newton step round a reciprocal correctly where nothing is subnormal, as __frcp_rn itself.
+  const float sum = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));  // 1 + p · 2^n
+  // An approximation and one Newton step round a reciprocal correctly where nothing is subnormal, as in __frcp_rn.
   float reciprocal;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(sum));
   return __fmaf_rn(reciprocal, __fmaf_rn(-sum, reciprocal, 1.0f), reciprocal);
 }
-__device__ __forceinline__ float SiluMul(float gate, float up) { return gate * ShortSigmoid(gate) * up; }
+
+// silu(gate) · up, before rounding: of any gate, for the rare octet that needs it.
+inline __device__ __noinline__ float AnySiluMul(float gate, float up) { return gate * Sigmoid(gate) * up; }
+// The same of two octets of bf16, rounded.
+__device__ __forceinline__ uint4 SiluMul(const uint4& gate, const uint4& up) {
+  const auto pair = [](uint32_t x) { return reinterpret_cast<const __nv_bfloat162&>(x); };
+  const __nv_bfloat162 low = __hmin2(__hmin2(pair(gate.x), pair(gate.y)), __hmin2(pair(gate.z), pair(gate.w)));
+  float x[kOctet], y[kOctet];
+  Unpack(gate, x);
+  Unpack(up, y);
+  if (fminf(__low2float(low), __high2float(low)) < kShortSigmoidFrom) {
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) x[i] = AnySiluMul(x[i], y[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) x[i] = x[i] * ShortSigmoid(x[i]) * y[i];
+  }
+  return Pack(x);
+}
 
 // silu(gate) · up of rows [gate, up], rounded to the rows' type.
 struct SiluSource {
@@ -132,11 +157,14 @@ struct SiluSource {
 
   __device__ __forceinline__ int Features() const { return static_cast<int>(gate_up.cols / 2); }
   __device__ __forceinline__ void Load(int64_t row, int begin, float x[kOctet]) const {
+    if (whole && gate_up.dtype == DType::kBF16 && begin < Features()) {
+      return Unpack(Finish(Fetch(row, begin), row, begin), x);
+    }
     float up[kOctet];
     LoadOctet(RowAt(gate_up, row, 0, whole), begin, Features(), x);
     LoadOctet(RowAt(gate_up, row, Features(), whole), begin, Features(), up);
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = SiluMul(x[i], up[i]);
+    for (int i = 0; i < kOctet; ++i) x[i] = AnySiluMul(x[i], up[i]);
     if (gate_up.dtype == DType::kBF16) Unpack(Pack(x), x);
   }
 
@@ -145,12 +173,7 @@ struct SiluSource {
     return {*reinterpret_cast<const uint4*>(gate), *reinterpret_cast<const uint4*>(gate + Features())};
   }
   __device__ __forceinline__ uint4 Finish(const Fetched& fetched, int64_t, int) const {
-    float x[kOctet], up[kOctet];
-    Unpack(fetched.gate, x);
-    Unpack(fetched.up, up);
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = SiluMul(x[i], up[i]);
-    return Pack(x);
+    return SiluMul(fetched.gate, fetched.up);
   }
 };
 

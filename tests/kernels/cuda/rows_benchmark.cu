@@ -129,7 +129,9 @@ void Run(const Device& device, Benchmark& benchmark, const Case& c, int64_t rows
                               .perm = c.perm ? device_perm : nullptr,
                               .hadamard = c.hadamard};
   const RowPlan plan =
-      PlanRow({.k = c.k, .quantized = true, .transformed = c.perm || c.hadamard > 1}, device.shared_bytes).value();
+      PlanRow({.rows = rows, .k = c.k, .quantized = true, .hadamard = c.hadamard > 1, .perm = c.perm},
+              device.shared_bytes, device.multiprocessors)
+          .value();
   benchmark.Time(c.name, rows, bytes, sets, [&](int64_t i) {
     LinearInput out = {.rows = rows,
                        .k = c.k,

@@ -5,43 +5,52 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int64_t kShared = 227 << 10;
+constexpr int64_t kShared = 227 << 10;  // of a block on the H200, and its multiprocessors
+constexpr int kMultiprocessors = 132;
 
-std::string Plan(const RowShape& shape) { return ToString(PlanRow(shape, kShared).value()); }
+std::string Plan(const RowShape& shape) { return ToString(PlanRow(shape, kShared, kMultiprocessors).value()); }
 
-TEST(PlanRow, KeepsBfloat16RowsOfWholeBlocksInRegisters) {
-  EXPECT_EQ(Plan({.k = 128, .quantized = true}), "registers: 32 threads x 1 units");
-  EXPECT_EQ(Plan({.k = 1536, .quantized = true}), "registers: 96 threads x 1 units");
-  EXPECT_EQ(Plan({.k = 4096, .quantized = true}), "registers: 256 threads x 1 units");
-  EXPECT_EQ(Plan({.k = 8192, .quantized = true}), "registers: 512 threads x 1 units");
-  EXPECT_EQ(Plan({.k = 14336, .quantized = true}), "registers: 448 threads x 2 units");
-  EXPECT_EQ(Plan({.k = 28672, .quantized = true}), "registers: 448 threads x 4 units");
+TEST(PlanRow, PacksBfloat16RowsOfWholeBlocks) {
+  EXPECT_EQ(Plan({.rows = 1, .k = 128, .quantized = true}), "packed: 32 threads, 264 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 1536, .quantized = true}), "packed: 96 threads, 3168 bytes");
+  EXPECT_EQ(Plan({.rows = 32, .k = 8192, .quantized = true}), "packed: 512 threads, 16896 bytes");
+  EXPECT_EQ(Plan({.rows = 264, .k = 28672, .quantized = true}), "packed: 896 threads, 59136 bytes");
 }
 
-TEST(PlanRow, SendsTheOthersThroughSharedMemory) {
-  EXPECT_EQ(Plan({.k = 37, .dtype = DType::kF32}), "shared: 32 threads, 552 bytes");
-  EXPECT_EQ(Plan({.k = 8192, .quantized = true, .transformed = true}), "shared: 512 threads, 35328 bytes");
-  EXPECT_EQ(Plan({.k = 8192, .dtype = DType::kF32, .quantized = true}), "shared: 512 threads, 35328 bytes");
-  EXPECT_EQ(Plan({.k = 28672, .quantized = true, .transformed = true}), "shared: 1024 threads, 123648 bytes");
+TEST(PlanRow, GivesManyRowsSmallerBlocks) {
+  EXPECT_EQ(Plan({.rows = 265, .k = 28672, .quantized = true}), "packed: 384 threads, 59136 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true}), "packed: 256 threads, 16896 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 4096, .quantized = true}), "packed: 128 threads, 8448 bytes");
+}
+
+TEST(PlanRow, KeepsTheOthersAsF32) {
+  EXPECT_EQ(Plan({.rows = 1, .k = 37, .dtype = DType::kF32}), "f32: 32 threads, 520 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true, .perm = true}), "f32: 352 threads, 33280 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 8192, .dtype = DType::kF32, .quantized = true}), "f32: 1024 threads, 33280 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 28672, .quantized = true, .hadamard = true}), "f32: 896 threads, 123648 bytes");
 }
 
 TEST(PlanRow, NamesTheLimitOfRowsThatDoNotFit) {
-  const absl::Status status = PlanRow({.k = 65536, .dtype = DType::kF32}, kShared).status();
+  const absl::Status status = PlanRow({.rows = 1, .k = 65536, .dtype = DType::kF32}, kShared, kMultiprocessors).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("65536 channels"), std::string::npos) << status;
   EXPECT_NE(status.message().find("232448"), std::string::npos) << status;
 }
 
-// Every quantized row up to the specification's limit has a plan, all of its units a thread.
+// Every quantized row up to the specification's limit has a plan that a block can be launched with.
 TEST(PlanRow, CoversEveryLength) {
-  for (int64_t k = kBlock; k <= 32768; k += kBlock) {
-    const auto plan = PlanRow({.k = k, .quantized = true}, kShared);
-    ASSERT_TRUE(plan.ok());
-    ASSERT_TRUE(plan->in_registers);
-    EXPECT_GE(int64_t{plan->threads} * plan->units * 16, k);
-    EXPECT_EQ(plan->threads % 32, 0);
-    EXPECT_LE(plan->threads, 512);
-    EXPECT_EQ(plan->shared_bytes, k / kBlock * 8);
+  for (int64_t rows : {1, 300}) {
+    for (int64_t k = kBlock; k <= 32768; k += kBlock) {
+      for (const bool hadamard : {false, true}) {
+        const auto plan =
+            PlanRow({.rows = rows, .k = k, .quantized = true, .hadamard = hadamard}, kShared, kMultiprocessors);
+        ASSERT_TRUE(plan.ok()) << plan.status();
+        EXPECT_EQ(plan->packed, !hadamard);
+        EXPECT_EQ(plan->threads % 32, 0);
+        EXPECT_GE(plan->threads, 32);
+        EXPECT_LE(plan->threads, 1024);
+      }
+    }
   }
 }
 

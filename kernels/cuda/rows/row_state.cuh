@@ -1,0 +1,58 @@
+// What the blocks of 128 channels tell the row, and what the row tells all of its threads.
+#pragma once
+
+#include "kernels/cuda/rows/code.cuh"
+#include "kernels/cuda/rows/source.cuh"
+
+namespace nibble::cuda {
+
+struct BlockState {
+  float squares;    // Σ x² of a norm's input
+  float magnitude;  // the largest, before the row's multiplier
+};
+
+struct RowResult {
+  float multiplier;
+  RowScale scale;
+  int code_sum;
+};
+
+// The first warp finds a row's multiplier. Sixteen lanes, lane b % 16 adds block b, then the tree.
+template <typename Source>
+__device__ __forceinline__ float MultiplierOf(const Source& source, const BlockState* states, int blocks) {
+  if constexpr (!Source::kNorm) return 1.0f;
+  if constexpr (Source::kNorm) {
+    float squares = 0.0f;
+    for (int b = static_cast<int>(threadIdx.x) % kBlockOctets; b < blocks; b += kBlockOctets) {
+      squares += states[b].squares;
+    }
+    return source.Multiplier(TreeSum<kBlockOctets>(~0u, squares));
+  }
+}
+
+// The first warp finds a row's scale.
+__device__ __forceinline__ RowScale ScaleOfRow(const BlockState* states, const uint8_t* block_bits, int blocks,
+                                               float multiplier) {
+  float max_wide = 0.0f, max_narrow = 0.0f;
+  for (int b = static_cast<int>(threadIdx.x); b < blocks; b += 32) {
+    float& max = block_bits[b] == 8 ? max_wide : max_narrow;
+    max = MaxMagnitude(max, states[b].magnitude);
+  }
+  max_wide = TreeMaxMagnitude<32>(~0u, max_wide) * multiplier;
+  max_narrow = TreeMaxMagnitude<32>(~0u, max_narrow) * multiplier;
+  // Rounding is monotonic, so two divisions find the largest of the blocks' quotients.
+  return MakeRowScale(MaxMagnitude(__fdiv_rn(max_wide, 127.0f), __fdiv_rn(max_narrow, 112.0f)));
+}
+
+// Adds up the threads' sums of codes and writes what there is one of per row. All threads; `sum` is zero before.
+__device__ __forceinline__ void FinishRow(const RowCoding& coding, int64_t row, float scale, int thread_sum,
+                                          int* sum) {
+  thread_sum = __reduce_add_sync(~0u, thread_sum);
+  if (threadIdx.x % 32 == 0) atomicAdd(sum, thread_sum);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  coding.scales[row] = scale;
+  if (coding.code_sums != nullptr) coding.code_sums[row] = *sum;
+}
+
+}  // namespace nibble::cuda
