@@ -11,6 +11,7 @@ under --work by what they depend on (model, settings, text), so an interrupted r
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -149,6 +151,7 @@ class Runner:
     def __init__(self, args):
         self.bin, self.work, self.args = pathlib.Path(args.bin), pathlib.Path(args.work), args
         self.started = time.time()
+        self.lock = threading.Lock()
         self.work.mkdir(parents=True, exist_ok=True)
         self.models = {"novelist-17m": MODEL, "outlier twin": self.twin()}
 
@@ -163,12 +166,12 @@ class Runner:
         command = [str(self.bin / program), *map(str, options)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
-            sys.exit(f"{' '.join(command)}\n{done.stderr}")
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
         return done.stdout
 
     def twin(self):
         directory = self.work / "twin"
-        if not directory.exists():
+        if not (directory / "config.json").exists():
             self.run("nibble-outlier-twin", "--model", MODEL, "--output", directory)
         return directory
 
@@ -187,12 +190,13 @@ class Runner:
         if use == "calibrate":
             text = text[SAMPLE_CUTS[sample]:]
         path = self.work / f"{stage}-{use}-{sample}.txt"
-        if not path.exists() or path.read_text() != text:
-            path.write_text(text)
+        with self.lock:
+            if not path.exists():
+                path.write_text(text)
         return path
 
     def windows(self, stage):
-        return self.args.windows or (40 if stage == "validate" else 400)
+        return self.args.windows or (40 if stage == "validate" else 240)
 
     def cached(self, what, measure):
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:20]
@@ -207,7 +211,8 @@ class Runner:
 
     def evaluate(self, directory, stage, *options):
         return json.loads(self.run("nibble-eval", "--model", directory, "--text", self.text(stage, "evaluate"), "--window",
-                                   WINDOW, "--max-windows", self.windows(stage), "--json", *options))
+                                   WINDOW, "--max-windows", self.windows(stage), "--threads", self.args.threads, "--json",
+                                   *options))
 
     def float_perplexity(self, model, stage):
         what = {"float": model, "stage": stage, "windows": self.windows(stage),
@@ -221,14 +226,15 @@ class Runner:
                 "texts": self.hash_files([self.text(stage, "calibrate", row.sample), self.text(stage, "evaluate")])}
 
         def quantize_and_evaluate():
-            directory = self.work / "quantized"
-            shutil.rmtree(directory, ignore_errors=True)
+            directory = self.work / f"quantized-{threading.get_ident()}"
             start = time.monotonic()
             self.run("nibble-quantize", "--model", self.models[model], "--output", directory, "--calibration",
-                     self.text(stage, "calibrate", row.sample), *row.quantize_options())
+                     self.text(stage, "calibrate", row.sample), "--force", "--threads", self.args.threads,
+                     *row.quantize_options())
             seconds = time.monotonic() - start
             result = self.evaluate(directory, stage, *(["--per-token-activations"] if row.per_token else []))
             share, largest = eight_bit_shares(directory)
+            shutil.rmtree(directory)
             return {"perplexity": result["perplexity"], "tokens": result["tokens"], "quantize_seconds": seconds,
                     "eight_bit_share": share, "largest_eight_bit_share": largest}
 
@@ -237,7 +243,16 @@ class Runner:
 
 def collect(runner, rows, stage):
     results = []
-    start, total = time.monotonic(), len(rows) * len(runner.models)
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(runner.args.jobs) as pool:  # each waits for a process of its own
+        ahead = [pool.submit(runner.float_perplexity, model, stage) for model in runner.models]
+        distinct = dict.fromkeys(dataclasses.replace(row_, name="", group="") for row_ in rows)
+        ahead += [pool.submit(runner.measure, model, row_, stage) for row_ in distinct for model in runner.models]
+        for done, future in enumerate(concurrent.futures.as_completed(ahead), 1):
+            future.result()
+            elapsed = time.monotonic() - start
+            print(f"\r[{done}/{len(ahead)}  {elapsed:.0f} s, {elapsed / done * (len(ahead) - done):.0f} s left]", end="",
+                  file=sys.stderr, flush=True)
     for row_ in rows:
         entry = {**dataclasses.asdict(row_), "stage": stage, "ratio": {}, "perplexity": {}}
         for model in runner.models:
@@ -250,11 +265,8 @@ def collect(runner, rows, stage):
             entry.setdefault("quantize_seconds", {})[model] = round(result["quantize_seconds"], 1)
             entry["tokens"] = result["tokens"]
         results.append(entry)
-        done = len(results) * len(runner.models)
-        elapsed = time.monotonic() - start
         ratios = "  ".join(f"{model} {ratio:.4f}" for model, ratio in entry["ratio"].items())
-        print(f"[{done}/{total}  {elapsed:.0f} s, {elapsed / done * (total - done):.0f} s left]  {row_.mode}  {row_.name}"
-              f"  sample {row_.sample}  {ratios}", flush=True)
+        print(f"{row_.mode}  {row_.name}  sample {row_.sample}  {ratios}")
     return results
 
 
@@ -317,7 +329,9 @@ def main():
     parser.add_argument("stage", choices=["validate", "final", "write"])
     parser.add_argument("--bin", default=ROOT / "build/release/bin")
     parser.add_argument("--work", default=ROOT / "build/ablation", help="results so far, and scratch")
-    parser.add_argument("--windows", type=int, help=f"windows of {WINDOW} tokens (validate: 40, final: 400)")
+    parser.add_argument("--windows", type=int, help=f"windows of {WINDOW} tokens (validate: 40, final: 240)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each")
     parser.add_argument("--fresh", action="store_true", help="measure again what was measured before")
     parser.add_argument("--only", default="", help="regular expression on 'group mode name sample': measure these rows only")
     args = parser.parse_args()
