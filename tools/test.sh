@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs packages, builds everything and runs every test: unit, kernel conformance, integration with real processes.
+# Where there is a CUDA compiler the CUDA kernels are built too (no GPU needed; tools/gpu_check.sh runs them on one).
 #   tools/test.sh              release build, all tests
 #   tools/test.sh --quick      only the unit tests
 #   tools/test.sh --asan       AddressSanitizer and UndefinedBehaviorSanitizer too
@@ -17,7 +18,7 @@ for argument in "$@"; do
     --tsan) presets+=(tsan) ;;
     --no-setup) setup=false ;;
     -h | --help)
-      sed -n '2,8s/^# \{0,1\}//p' "$0"
+      sed -n '2,9s/^# \{0,1\}//p' "$0"
       exit 0
       ;;
     *)
@@ -28,7 +29,7 @@ for argument in "$@"; do
 done
 
 LOG_DIR=$PWD/build/test-log
-STEPS_TOTAL=$((1 + ${#presets[@]} * ($($quick && echo 3 || echo 4))))
+STEPS_TOTAL=$((4 + ${#presets[@]} * ($($quick && echo 3 || echo 4))))
 STEP_TAIL_LINES=80
 mkdir -p "$LOG_DIR"
 . tools/steps.sh
@@ -72,3 +73,16 @@ for preset in "${presets[@]}"; do
     summary
   fi
 done
+
+nvcc=$(PATH=$PATH:${CUDA_HOME:+$CUDA_HOME/bin:}${CUDA_PATH:+$CUDA_PATH/bin:}/usr/local/cuda/bin command -v nvcc || true)
+if [ -n "$nvcc" ]; then
+  # The kernels, what plans them and what checks them on a GPU; not the rest of the project a second time.
+  step 'Configure (cuda)' cmake --preset cuda
+  step 'Build kernels (cuda)' cmake --build --preset cuda -j "$(nproc)" --target nibble_cuda_check
+  step 'Plan tests (cuda)' ctest --preset cuda -R '_(plan|segments)_test$' -j "$(nproc)" --no-tests=error
+  summary
+else
+  for title in 'Configure (cuda)' 'Build kernels (cuda)' 'Plan tests (cuda)'; do
+    step_note "$title" 'skipped: no nvcc in PATH, CUDA_HOME or /usr/local/cuda'
+  done
+fi

@@ -4,6 +4,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 namespace nibble {
@@ -11,13 +12,19 @@ namespace nibble {
 absl::StatusOr<std::unique_ptr<EngineGroup>> EngineGroup::Create(const Checkpoint& checkpoint,
                                                                  const EngineGroupOptions& options) {
   const int size = options.world_size;
+  if (options.backend != "cpu" && size > 1) {
+    return absl::UnimplementedError(
+        absl::StrCat("tp is ", size, " on backend ", options.backend, ": collectives work on host memory only"));
+  }
   auto group = std::unique_ptr<EngineGroup>(new EngineGroup(size));
   std::vector<std::unique_ptr<PendingCommunicator>> pending(static_cast<size_t>(size));
   std::vector<std::string> endpoints(static_cast<size_t>(size));
   NIBBLE_RETURN_IF_ERROR(group->OnEveryRank([&](int r) -> absl::Status {
     Rank& rank = group->ranks_[static_cast<size_t>(r)];
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops,
-                            CreateOps({.backend = "cpu", .threads = options.threads_per_rank}));
+                            CreateOps({.backend = options.backend,
+                                       .threads = options.threads_per_rank,
+                                       .device = options.device}));
     if (options.wrap_ops) ops = options.wrap_ops(r, std::move(ops));
     rank.ops = std::move(ops);
     NIBBLE_ASSIGN_OR_RETURN(rank.model, LoadModel(checkpoint, rank.ops, r, size));

@@ -20,6 +20,8 @@ namespace nibble {
 
 struct EngineGroupOptions {
   int world_size = 1;  // tensor-parallel size
+  std::string backend = "cpu";  // of every rank; "cuda" has one rank
+  int device = 0;               // CUDA device ordinal
   int threads_per_rank = 1;
   EngineLimits limits;  // of each rank
   std::chrono::milliseconds collective_timeout{60000};

@@ -43,6 +43,8 @@ struct Options {
   bool per_token_activations = false;
   double tolerance = 0.02;
   int tp = 1;
+  std::string backend = "cpu";
+  int device = 0;
   int threads = 0;  // all ranks together
   bool json = false;
 };
@@ -78,6 +80,8 @@ absl::StatusOr<std::unique_ptr<EngineGroup>> OpenGroup(const Options& options, c
   }
   return EngineGroup::Create(
       checkpoint, {.world_size = options.tp,
+                   .backend = options.backend,
+                   .device = options.device,
                    .threads_per_rank = std::max(1, options.threads / options.tp),
                    .limits = ScoringLimits(checkpoint.config(), options.tp, max_tokens, step_tokens),
                    .wrap_ops = [&](int rank, std::unique_ptr<Ops> ops) {
@@ -261,6 +265,9 @@ absl::Status Golden(const Options& options, const Checkpoint& checkpoint) {
 }
 
 absl::Status Run(const Options& options) {
+  if (options.backend != "cpu" && (options.per_token_activations || !options.reference.empty())) {
+    return absl::InvalidArgumentError("--reference and --per-token-activations look into operators: use --backend cpu");
+  }
   NIBBLE_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
   if (!options.text.empty()) {
     NIBBLE_RETURN_IF_ERROR(options.reference.empty() ? Perplexity(options, *checkpoint)
@@ -305,6 +312,10 @@ int main(int argc, char** argv) {
   app.add_option("--tp", options.tp, "Tensor-parallel ranks, as threads of this process")
       ->check(CLI::Range(1, nibble::kMaxRanks))
       ->capture_default_str();
+  app.add_option("--backend", options.backend, "What computes: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--device", options.device, "CUDA device ordinal")->check(CLI::Range(0, 1023))->capture_default_str();
   app.add_option("--threads", options.threads, "Threads of all ranks together (default: one per core)")
       ->check(CLI::Range(1, 1024));
   app.add_flag("--per-token-activations", options.per_token_activations,
