@@ -157,25 +157,33 @@ absl::StatusOr<LayerStatistics> LayerQuantizer::Scout(const DenseLayer& layer, c
   const int64_t windows = static_cast<int64_t>(windows_.size()), count = std::min(kScoutWindows, windows);
   const int64_t stride = std::max<int64_t>(1, count * window_tokens_ / options_.sample_rows);
   LayerStatistics statistics;
-  statistics.key_max.assign(static_cast<size_t>(config_.num_kv_heads * config_.head_dim), 0.0f);
+  const int64_t heads = config_.num_kv_heads, d = config_.head_dim, groups = config_.num_query_groups();
+  statistics.key_max.assign(static_cast<size_t>(heads * d), 0.0f);
+  statistics.query_square.assign(static_cast<size_t>(heads * d), 0.0f);
   for (size_t i = 0; i < kLayerInputs; ++i) statistics.inputs[i].k = InputChannels(layer, static_cast<LayerInput>(i));
-  const LayerTaps taps = {.input =
-                              [&](LayerInput which, std::span<const float> rows) {
-                                InputStatistics& input = statistics.input(which);
-                                const size_t k = static_cast<size_t>(input.k);
-                                for (size_t row = 0; row + k <= rows.size(); row += k * static_cast<size_t>(stride)) {
-                                  const std::span<const float> x = rows.subspan(row, k);
-                                  input.samples.insert(input.samples.end(), x.begin(), x.end());
-                                }
-                                return absl::OkStatus();
-                              },
-                          .keys =
-                              [&](std::span<const float> keys) {
-                                for (size_t i = 0; i < keys.size(); ++i) {
-                                  float& max = statistics.key_max[i % statistics.key_max.size()];
-                                  max = std::max(max, std::fabs(keys[i]));
-                                }
-                              }};
+  LayerTaps taps;
+  taps.input = [&](LayerInput which, std::span<const float> rows) {
+    InputStatistics& input = statistics.input(which);
+    const size_t k = static_cast<size_t>(input.k);
+    for (size_t row = 0; row + k <= rows.size(); row += k * static_cast<size_t>(stride)) {
+      const std::span<const float> x = rows.subspan(row, k);
+      input.samples.insert(input.samples.end(), x.begin(), x.end());
+    }
+    return absl::OkStatus();
+  };
+  taps.attention = [&](std::span<const float> queries, std::span<const float> keys) {
+    const std::vector<float> max = ChannelMax(keys, heads * d), square = MeanSquare(queries, groups * heads * d);
+    const float weight =
+        static_cast<float>(keys.size()) / static_cast<float>(count * window_tokens_ * heads * d * groups);
+    for (int64_t c = 0; c < heads * d; ++c) {
+      const size_t channel = static_cast<size_t>(c);
+      statistics.key_max[channel] = std::max(statistics.key_max[channel], max[channel]);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t query = (c / d * groups + g) * d + c % d;
+        statistics.query_square[channel] += weight * square[static_cast<size_t>(query)];
+      }
+    }
+  };
 
   NIBBLE_RETURN_IF_ERROR(runner_->LoadDense(layer, 0));
   std::vector<float> chunk;
@@ -256,7 +264,8 @@ absl::StatusOr<QuantizedLayer> LayerQuantizer::Quantize(int64_t layer, std::vect
   Plans plans;
   {
     NIBBLE_ASSIGN_OR_RETURN(LayerStatistics statistics, Scout(dense, *hidden));
-    if (settings.smooth_attention > 0) SmoothAttention(config_, settings.smooth_attention, &statistics, &dense);
+    if (settings.smooth_attention > 0)
+      SmoothAttention(config_, settings.smooth_attention, settings.smooth_queries, &statistics, &dense);
     if (settings.smooth_output > 0) SmoothOutputs(config_, settings.smooth_output, &statistics, &dense);
     if (settings.sort_neurons)
       SortNeurons(RowSegments(config_), std::max(config_.down_hadamard, kBlock), &statistics, &dense);

@@ -67,6 +67,7 @@ const std::vector<Setting>& Settings() {
       Switch("rotate-down", &Q::rotate_down, "online block-Hadamard in front of down (R4)"),
       Switch("sort-neurons", &Q::sort_neurons, "feed-forward neurons by falling contribution, folded into the weights"),
       Number("smooth-attention", &Q::smooth_attention, 0.0, 1.0, "exponent of SmoothAttention on keys, 0 = off"),
+      Number("smooth-queries", &Q::smooth_queries, 0.0, 1.0, "exponent of the queries' size in it, 0 = QServe's own"),
       Number("smooth-output", &Q::smooth_output, 0.0, 1.0, "exponent of smoothing in front of o and down, 0 = off"),
       Number("seed", &Q::seed, int64_t{0}, int64_t{1} << 32, "of the rotations' signs"),
       Switch("clip-search", &Q::clip_search, "search the clips of weight rows and groups"),
@@ -118,7 +119,7 @@ absl::Status SetSetting(const std::string& assignment, QuantizeSettings* setting
     QuantizeSettings changed = *settings;
     if (!setting.parse(value, &changed)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("setting ", name, " is \"", value, "\", must be one of ", setting.allowed));
+          absl::StrCat("setting ", name, " is \"", value, "\"; it takes ", setting.allowed));
     }
     *settings = changed;
     return absl::OkStatus();

@@ -102,20 +102,24 @@ void RotateHeads(const ModelConfig& config, DenseLayer* layer) {
   for (int64_t n = 0; n < o.shape.n; ++n) HadamardBlocks(d, Row(&o, n));
 }
 
-void SmoothAttention(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer) {
+void SmoothAttention(const ModelConfig& config, double alpha, double beta, LayerStatistics* statistics,
+                     DenseLayer* layer) {
   const int64_t d = config.head_dim, half = d / 2, groups = config.num_query_groups();
   NIBBLE_CHECK_EQ(static_cast<int64_t>(statistics->key_max.size()), config.num_kv_heads * d);
   for (int64_t head = 0; head < config.num_kv_heads; ++head) {
     float* key_max = statistics->key_max.data() + head * d;
+    float* query_square = statistics->query_square.data() + head * d;
     for (int64_t pair = 0; pair < half; ++pair) {
       const float largest = std::max({key_max[pair], key_max[pair + half], kSmallest});
-      const float lambda = static_cast<float>(std::pow(static_cast<double>(largest), alpha));
+      const float read = std::max(std::sqrt((query_square[pair] + query_square[pair + half]) / 2), kSmallest);
+      const float lambda = static_cast<float>(std::pow(largest, alpha) / std::pow(read, beta));
       for (const int64_t channel : {pair, pair + half}) {
         ScaleRow(&layer->linear(LayerLinear::kK), head * d + channel, 1 / lambda);
         for (int64_t group = 0; group < groups; ++group) {
           ScaleRow(&layer->linear(LayerLinear::kQ), (head * groups + group) * d + channel, lambda);
         }
         key_max[channel] /= lambda;
+        query_square[channel] *= lambda * lambda;
       }
     }
   }

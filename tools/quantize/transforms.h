@@ -27,10 +27,13 @@ void RotateResidual(const Rotation& rotation, DenseLayer* layer, ThreadPool* poo
 void RotateHeads(const ModelConfig& config, DenseLayer* layer);
 
 // SmoothAttention (QServe, section 4.2): keys have channels far larger than the rest, which four bits shared by a head
-// represent badly. Every RoPE pair of key channels is divided by λ = max|k|^alpha and the queries that meet it are
-// multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group because they
-// share the key head.
-void SmoothAttention(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer);
+// represent badly. Every RoPE pair of key channels is divided by λ = max|k|^alpha / E[q²]^(beta/2) and the queries that
+// meet it are multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group
+// because they share the key head. Beta is ours: what coding a key channel costs is multiplied by its queries, so that
+// a channel that queries hardly read may be compressed further. (If a head's range grew as the p-norm of its channels'
+// sizes, the error of q·k would be least at alpha = p / (p + 2), beta = 1 - alpha.)
+void SmoothAttention(const ModelConfig& config, double alpha, double beta, LayerStatistics* statistics,
+                     DenseLayer* layer);
 
 // Output smoothing (QServe, section 4.3): channels of o_proj's and down_proj's inputs are divided by λ = max|x|^alpha /
 // max|w|^(1 - alpha), their weights multiplied. Folded into v_proj, where one λ serves the query heads that share a
