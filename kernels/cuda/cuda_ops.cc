@@ -223,4 +223,9 @@ absl::StatusOr<std::unique_ptr<Ops>> CreateCudaOps(const CudaOptions& options) {
   return ops;
 }
 
+const Device* cuda::DeviceOf(const Ops& ops) {
+  const auto* cuda_ops = dynamic_cast<const CudaOps*>(&ops);
+  return cuda_ops == nullptr ? nullptr : &cuda_ops->device();
+}
+
 }  // namespace nibble
