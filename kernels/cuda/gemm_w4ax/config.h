@@ -27,7 +27,8 @@ inline constexpr int kConsumers = 2;          // warpgroups that multiply; a thi
 
 // A thread block computes tiles of `rows()` weight rows × `tokens` tokens. Its two consumer warpgroups either take
 // different rows (each `blocks` row blocks), or, with shares_depth, the same 64 rows and different depth blocks (each
-// `blocks` of a step), and add their sums at the end. With cluster == 2 two thread blocks take one half of K each and add their sums.
+// `blocks` of a step), and add their sums at the end. With cluster == 2 two thread blocks take one half of K each and
+// add their sums.
 struct GemmConfig {
   std::string_view name;
   int tokens;             // 16, 32, 64, 128, 256
@@ -37,6 +38,9 @@ struct GemmConfig {
   int residents;          // thread blocks per multiprocessor that shared memory and registers are cut for
   int weight_stages;      // steps of weights in flight,
   int activation_stages;  // and of activations, at most as many
+  // For plan.cc: microseconds of a step when every multiprocessor works, with all row blocks and with one, and of what
+  // is done once per tile. Fitted to a tuning run (docs/kernels-gemm.md).
+  double step_us, one_block_step_us, tile_us;
 
   NIBBLE_HOST_DEVICE constexpr int row_blocks() const { return shares_depth ? 1 : kConsumers * blocks; }
   NIBBLE_HOST_DEVICE constexpr int rows() const { return kRowBlock * row_blocks(); }
@@ -71,14 +75,13 @@ inline constexpr int kMaxSharedBytes = 232448;      // of a block on sm_90
 inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks share a multiprocessor
 
 inline constexpr GemmConfig kGemmConfigs[] = {
-    // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages
-    {"d16", 16, 2, true, 1, 2, 4, 4},      {"e16", 16, 2, true, 1, 1, 8, 7},
-    {"d32", 32, 1, true, 1, 2, 6, 5},      {"e32", 32, 2, true, 1, 1, 6, 6},
-    {"e64", 64, 1, true, 1, 1, 9, 7},      {"c64", 64, 1, false, 2, 1, 12, 10},
-    {"w64", 64, 2, false, 1, 1, 8, 6},     {"r64", 64, 1, false, 1, 2, 6, 5},
-    {"r128", 128, 1, false, 1, 1, 9, 7},   {"c128", 128, 1, false, 2, 1, 9, 6},
-    {"d128", 128, 1, true, 1, 1, 6, 4},    {"w128", 128, 2, false, 1, 1, 7, 5},
-    {"r256", 256, 1, false, 1, 1, 5, 4},   {"c256", 256, 1, false, 2, 1, 5, 4},
+    // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages; costs
+    {"d16", 16, 2, true, 1, 2, 4, 4, 0.800, 0.800, 1.2},   {"e16", 16, 2, true, 1, 1, 8, 7, 0.471, 0.471, 0.4},
+    {"e32", 32, 2, true, 1, 1, 6, 6, 0.512, 0.512, 0.4},   {"e64", 64, 1, true, 1, 1, 9, 7, 0.318, 0.318, 2.0},
+    {"c64", 64, 1, false, 2, 1, 12, 10, 0.290, 0.220, 3.4}, {"w64", 64, 2, false, 1, 1, 8, 6, 0.500, 0.220, 1.4},
+    {"r128", 128, 1, false, 1, 1, 9, 7, 0.373, 0.243, 1.8}, {"c128", 128, 1, false, 2, 1, 9, 6, 0.388, 0.250, 3.6},
+    {"d128", 128, 1, true, 1, 1, 6, 4, 0.410, 0.410, 1.6},  {"w128", 128, 2, false, 1, 1, 7, 5, 0.690, 0.215, 2.4},
+    {"r256", 256, 1, false, 1, 1, 5, 4, 0.620, 0.335, 3.2}, {"c256", 256, 1, false, 2, 1, 5, 4, 0.630, 0.340, 6.0},
 };
 inline constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

@@ -37,11 +37,12 @@ __device__ __forceinline__ void ScaleSums(const int32_t* sums, float2 token_scal
   }
 }
 
-// Writes the sums of 64 rows × kTokens tokens. `channel` and `token` are the first ones, `row_in_vectors` the first row's
-// place in the vectors; staging: 1 KB of shared memory of this warp.
+// Writes the sums of 64 rows × `tokens` tokens. `channel` and `token` are the first ones, `row_in_vectors` the first
+// row's place in the vectors; staging: 1 KB of shared memory of this warp.
 template <int kTokens>
 __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* sums, const Vectors& vectors,
-                                           int row_in_vectors, int channel, int token, uint32_t staging, int warp) {
+                                           int row_in_vectors, int channel, int token, int tokens, uint32_t staging,
+                                           int warp) {
   const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
   const int row = row_in_vectors + 16 * warp + g;
   const float2 channel_scale = make_float2(vectors.channel_scale[row], vectors.channel_scale[row + 8]);
@@ -50,7 +51,7 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
   const int n = channel + 16 * warp;
 #pragma unroll
   for (int j = 0; j < kTokens / 8; j += 2) {
-    if (token + 8 * j >= p.rows) break;
+    if (8 * j >= tokens) break;
     float y[2][4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -68,9 +69,9 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
                    : "memory");
       __syncwarp();
       const uint4 eight = LoadShared128(patch + lane * 16);
-      const int t = token + 8 * j + (lane >> 1), column = n + (lane & 1) * 8;
-      if (t < p.rows && column < p.n) {
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + int64_t{t} * p.n + column) = eight;
+      const int t = 8 * j + (lane >> 1), column = n + (lane & 1) * 8;
+      if (t < tokens && column < p.n) {
+        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + int64_t{token + t} * p.n + column) = eight;
       }
     } else if (p.output == GemmOutput::kSiluMul) {
       uint32_t h[2];
@@ -84,17 +85,17 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
                    "r"(h[0]), "r"(h[1])
                    : "memory");
       __syncwarp();
-      const int t = token + 8 * j + lane;
-      if (lane < 16 && t < p.rows && n < p.n) {
+      const int t = 8 * j + lane;
+      if (lane < 16 && t < tokens && n < p.n) {
         const uint4 eight = LoadShared128(patch + lane * 16);
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + (int64_t{t} * p.n + n) / 2) = eight;
+        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + (int64_t{token + t} * p.n + n) / 2) = eight;
       }
     } else {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const int t = token + 8 * (j + i / 4) + 2 * c + i % 2, column = n + g + 8 * (i / 2 % 2);
-        if (t >= p.rows || column >= p.n) continue;
-        const int64_t at = int64_t{t} * p.n + column;
+        const int t = 8 * (j + i / 4) + 2 * c + i % 2, column = n + g + 8 * (i / 2 % 2);
+        if (t >= tokens || column >= p.n) continue;
+        const int64_t at = int64_t{token + t} * p.n + column;
         if (p.output == GemmOutput::kF32) {
           static_cast<float*>(p.out)[at] = y[i / 4][i % 4];
         } else {

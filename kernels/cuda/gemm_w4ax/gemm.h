@@ -26,9 +26,8 @@ struct PackW4AxOptions {
   bool interleave_gate_up = false;
 };
 
-// Brings host tensors in checkpoint order into device order, on the device. Arguments were checked in ops.cc; values
-// with m + 15 · s2 > 127, which no checkpoint has, give a wrong product. RESOURCE_EXHAUSTED without memory. Queues on the
-// device's stream and waits for it.
+// Brings host tensors in checkpoint order into device order, on the device. Arguments were checked in ops.cc.
+// RESOURCE_EXHAUSTED without memory. Queues on the device's stream and waits for it.
 absl::StatusOr<std::unique_ptr<Weight>> PackW4Ax(const Device& device, Staging& staging, std::span<const W4View> parts,
                                                  const PackW4AxOptions& options = {});
 

@@ -133,11 +133,12 @@ struct Block {
         if (!first_round) MbarrierWait(ActivationsEmpty(slot.stage), slot.parity ^ 1);
         const uint32_t to = base + slot.stage * kConfig.activation_bytes();
         const uint32_t barrier = Full(at.stage);
-        MbarrierArriveExpect(barrier, kConfig.activation_bytes());
+        // Rows of a slot past the tile's tokens keep what they had: their sums are not stored.
+        MbarrierArriveExpect(barrier, kConfig.depth_blocks() * p.split.tile_tokens * kDepthBlock);
 #pragma unroll
         for (int i = 0; i < kConfig.depth_blocks(); ++i) {
           TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock,
-                    item.token_tile * kTokens, barrier);
+                    item.token_tile * p.split.tile_tokens, barrier);
         }
         at.Advance();
         slot.Advance();
@@ -166,12 +167,12 @@ struct Block {
   }
 
   // Starts fetching what the epilogue of an item needs.
-  __device__ __forceinline__ void FetchVectors(const Consumer& c, int blocks, int channel, int token) const {
+  __device__ __forceinline__ void FetchVectors(const Consumer& c, int blocks, int channel, int token, int tokens) const {
     WarpgroupSync(c.warpgroup);  // the previous epilogue has read its own
     const Vectors v = VectorsOf(c.warpgroup);
 #pragma unroll
     for (int i = c.thread; i < kTokens; i += 128) {
-      const bool valid = token + i < p.rows;
+      const bool valid = i < tokens;
       CopyAsync4(SharedAddress(v.token_scale + i), p.token_scale + (valid ? token + i : 0), valid);
       CopyAsync4(SharedAddress(v.code_sum + i), p.code_sums + (valid ? token + i : 0), valid);
     }
@@ -355,12 +356,13 @@ struct Block {
   template <int kBlocks>
   __device__ __forceinline__ void Compute(Consumer& c, const WorkItem& item, int first_block) const {
     const int channel = (item.row_block + (kSharesDepth ? 0 : first_block)) * kRowBlock;
-    const int token = item.token_tile * kTokens;
+    const int token = item.token_tile * p.split.tile_tokens;
+    const int tokens = min(p.split.tile_tokens, p.rows - token);
     // Only who ends up with the sums stores them.
     const bool takes = kConfig.shares_depth ? c.warpgroup == 0
                                             : kConfig.cluster == 1 || c.warpgroup == static_cast<int>(rank);
     constexpr int kSums = kSharesDepth ? 1 : kBlocks;  // row blocks
-    if (takes) FetchVectors(c, kSums, channel, token);
+    if (takes) FetchVectors(c, kSums, channel, token, tokens);
     int32_t sums[kSums][kTokens / 2];
 #pragma unroll
     for (int b = 0; b < kSums; ++b) {
@@ -379,7 +381,8 @@ struct Block {
     const uint32_t staging = base + kConfig.staging_at() + (c.warpgroup * 4 + c.warp) * 1024;
 #pragma unroll
     for (int b = 0; b < kSums; ++b) {
-      StoreBlock<kTokens>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, staging, c.warp);
+      StoreBlock<kTokens>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, tokens, staging,
+                          c.warp);
     }
   }
 

@@ -5,6 +5,5 @@ namespace nibble::cuda {
 template const void* GemmKernelOf<GemmConfigIndex("e64")>();
 template const void* GemmKernelOf<GemmConfigIndex("c64")>();
 template const void* GemmKernelOf<GemmConfigIndex("w64")>();
-template const void* GemmKernelOf<GemmConfigIndex("r64")>();
 
 }  // namespace nibble::cuda

@@ -4,7 +4,6 @@ namespace nibble::cuda {
 
 template const void* GemmKernelOf<GemmConfigIndex("d16")>();
 template const void* GemmKernelOf<GemmConfigIndex("e16")>();
-template const void* GemmKernelOf<GemmConfigIndex("d32")>();
 template const void* GemmKernelOf<GemmConfigIndex("e32")>();
 
 }  // namespace nibble::cuda

@@ -9,6 +9,9 @@
 namespace nibble::cuda {
 namespace {
 
+// Tiles of few tokens are for few tokens: more of them than this read weights too often.
+constexpr int kMostNarrowTiles = 16;
+
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
 GemmPlan MakePlan(const GemmShape& shape, int config_index) {
@@ -18,6 +21,7 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
   plan.split.row_blocks = static_cast<int>(W4AxRowBlocks(shape.n));
   plan.split.tile_blocks = config.row_blocks();
   plan.split.token_tiles = CeilDiv(shape.rows, config.tokens);
+  plan.split.tile_tokens = CeilDiv(shape.rows, plan.split.token_tiles);
   plan.split.steps = CeilDiv(shape.k, kDepthBlock * config.depth_blocks());
   return plan;
 }
@@ -39,22 +43,21 @@ std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
     if (config.tokens > 16 && config.tokens >= 2 * shape.rows) continue;
     GemmPlan plan = MakePlan(shape, i);
     WorkSplit& split = plan.split;
+    if (split.token_tiles > kMostNarrowTiles && config.tokens < 128) continue;
+    // Two blocks on a multiprocessor help where they are more than there are multiprocessors.
+    if (config.residents > 1 && split.tiles() <= shape.multiprocessors) continue;
     const int slots =
         std::min(kMaxGemmWorkers, std::max(1, shape.multiprocessors * config.residents / config.cluster));
     // Whole tiles in turn.
     split.workers = std::min(slots, split.tiles());
     split.whole_tiles = split.tiles();
     plans.push_back(plan);
-    if (split.tiles() % slots == 0) continue;  // nothing to even out
-    // Whole waves, the last of them and the rest as a stream; or all of it as a stream.
+    if (config.residents > 1 || split.tiles() % slots == 0) continue;  // little to even out
+    // The last whole wave and what is left after it as a stream.
     split.workers = std::min(slots, split.tiles() * split.steps);
     split.whole_tiles = std::max(0, split.tiles() / split.workers - 1) * split.workers;
     plans.push_back(plan);
-    if (split.whole_tiles > 0) {
-      split.whole_tiles = 0;
-      plans.push_back(plan);
-    }
-    if (config.cluster == 1) {
+    if (config.cluster == 1 && !config.shares_depth) {
       split.even = true;
       split.workers = std::min(slots, split.pairs());
       plans.push_back(plan);
@@ -63,38 +66,46 @@ std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
   return plans;
 }
 
-// A launch is bound by whichever is slowest of reading weights from memory, bringing weights and activations from the
-// L2 cache to the multiprocessors, and multiplying on the busiest multiprocessor; what is left of the others shows
-// through in part. Constants are measured on an H200 (docs/kernels-gemm.md); only ratios between plans matter.
+// The busiest worker's steps and tiles at what its configuration takes for them, or the time to read the weights if that
+// is longer; and for tiles whose K is cut, a fixed latency and the sums that their workers leave and fetch.
 double PriceGemmPlan(const GemmShape& shape, const GemmPlan& plan) {
-  constexpr double kMemoryBytesPerUs = 4.4e6;
-  constexpr double kCacheBytesPerUs = 10.6e6;
-  constexpr double kCyclesPerUs = 1750;
-  constexpr double kMacsPerCycle = 4096;
+  constexpr double kLaunchUs = 1.25, kFirstBytesUs = 1.1, kMemoryBytesPerUs = 4.5e6;
+  constexpr double kStreamUs = 3.6, kSumUs = 0.012;  // per sum of a thread and worker of a tile
   const GemmConfig& config = plan.Config();
   const WorkSplit& split = plan.split;
-  const double blocks = double(split.row_blocks) * split.token_tiles;  // row blocks × token tiles
-  const double depth = double(shape.k);
-  // Of the busiest worker, in row blocks of a token tile.
-  double most;
+  auto step_us = [&](int blocks) {
+    if (split.tile_blocks == 1) return config.step_us;
+    return config.one_block_step_us +
+           (config.step_us - config.one_block_step_us) * (blocks - 1) / (split.tile_blocks - 1);
+  };
+  double steps_us, tiles, stream_us = 0;
   if (split.even) {
-    most = CeilDiv(static_cast<int64_t>(blocks), split.workers);
-  } else if (split.whole_tiles == split.tiles()) {
-    most = double(CeilDiv(split.tiles(), split.workers)) * split.tile_blocks;
+    const int most = CeilDiv(split.pairs(), split.workers);
+    // Some share goes on from one token tile to the next, unless shares divide the rows.
+    const bool straddles = split.token_tiles > 1 && most > 1 && split.row_blocks % most != 0;
+    tiles = CeilDiv(most, split.tile_blocks) + (straddles ? 1 : 0);
+    auto share_us = [&](int blocks) {
+      const int rest = blocks % split.tile_blocks;
+      return blocks / split.tile_blocks * config.step_us + (rest > 0 ? step_us(rest) : 0.0);
+    };
+    steps_us = split.steps * (straddles ? share_us(1) + share_us(most - 1) : share_us(most));
   } else {
-    most = blocks / split.workers;
+    const int blocks = std::min(split.tile_blocks, split.row_blocks);
+    tiles = CeilDiv(split.whole_tiles, split.workers);
+    double steps = tiles * split.steps;
+    const int stream_tiles = split.tiles() - split.whole_tiles;
+    if (stream_tiles > 0) {
+      const double part = double(split.stream_steps()) / split.workers;
+      const double sharers = 1 + double(split.workers) / stream_tiles;
+      steps += part;
+      tiles += 1 + part / split.steps;
+      stream_us = kStreamUs + kSumUs * sharers * config.sums();
+    }
+    steps_us = steps * step_us(blocks) / config.cluster;
   }
-  const double workers_per_sm = std::max(1.0, double(plan.Grid()) / shape.multiprocessors) / config.cluster;
-  const double macs = most * kRowBlock * config.tokens * depth * std::max(workers_per_sm, 1.0 / config.cluster);
-  const double multiply = macs / kMacsPerCycle / kCyclesPerUs / 0.9;
-  const double memory = double(split.row_blocks) * depth / kDepthBlock * kW4AxBlockBytes / kMemoryBytesPerUs;
-  const double cache = (blocks / split.tile_blocks * config.tokens * depth + blocks * depth / kDepthBlock * kW4AxBlockBytes) /
-                       kCacheBytesPerUs;
-  const double slowest = std::max({multiply, memory, cache});
-  const double rest = multiply + memory + cache - slowest;
-  double fixed = config.residents > 1 ? 2.5 : 4.0;
-  if (plan.PartialBytes() > 0) fixed += 2.5;
-  return fixed + slowest + 0.15 * rest;
+  const double memory_us =
+      kFirstBytesUs + double(split.row_blocks) * CeilDiv(shape.k, kDepthBlock) * kW4AxBlockBytes / kMemoryBytesPerUs;
+  return kLaunchUs + std::max(steps_us + tiles * config.tile_us, memory_us) + stream_us;
 }
 
 GemmPlan PickGemmPlan(const GemmShape& shape) {

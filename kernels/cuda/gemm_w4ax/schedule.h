@@ -14,6 +14,7 @@ struct WorkSplit {
   int row_blocks = 0;   // of the weight
   int tile_blocks = 0;  // row blocks of a whole tile; the last tile along N may have fewer
   int token_tiles = 0;
+  int tile_tokens = 0;  // of a tile: the tokens are shared evenly, so that no copy fetches much that is not there
   int steps = 0;        // along K
   int workers = 0;
   // even: every worker takes an even share of the (token tile, row block) pairs and never cuts K. Otherwise tiles
