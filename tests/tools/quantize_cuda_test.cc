@@ -19,7 +19,7 @@ constexpr int64_t kN = 200, kK = 1024, kTokens = 3000;  // N is no multiple of a
 
 // The devices' sums have different orders. A target within that difference of the middle of two values is rounded the
 // other way, and with it every later target of its row moves: so rows may differ, now and then, and errors hardly.
-constexpr double kErrorBound = 0.005;
+constexpr double kErrorBound = 0.02;
 constexpr double kDifferentCodes = 0.02;
 
 class CudaRoundingTest : public ::testing::Test {

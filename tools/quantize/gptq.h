@@ -79,6 +79,7 @@ class RoundingFactor {
   virtual ~RoundingFactor() = default;
 };
 
+// Outlives the moments and factors it makes. One thread at a time.
 class RoundingDevice {
  public:
   virtual ~RoundingDevice() = default;

@@ -20,16 +20,12 @@
 #include "common/model/writer.h"
 #include "kernels/ops.h"
 #include "tools/quantize/layer_quantizer.h"
+#include "tools/quantize/model_files.h"
 #include "tools/quantize/rounding_record.h"
 #include "tools/quantize/work_directory.h"
 
 namespace nibble {
 namespace {
-
-// What makes a model directory usable besides config and tensors. Copied when present.
-constexpr const char* kCopiedFiles[] = {"tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
-                                        "generation_config.json", "chat_template.jinja",   "added_tokens.json"};
-constexpr int64_t kMaxCopiedBytes = int64_t{256} << 20;
 
 template <typename T>
 std::span<const uint8_t> Bytes(const std::vector<T>& values) {
@@ -282,12 +278,7 @@ class Quantizer {
                                      {"quantizer", absl::StrCat("nibble ", kVersion)}};
     }
     NIBBLE_RETURN_IF_ERROR(writer_->WriteFile("config.json", json.dump(2) + "\n"));
-    for (const char* name : kCopiedFiles) {
-      const absl::StatusOr<std::string> contents = ReadSmallFile(options_.model + "/" + name, kMaxCopiedBytes);
-      if (absl::IsNotFound(contents.status())) continue;
-      NIBBLE_RETURN_IF_ERROR(contents.status());
-      NIBBLE_RETURN_IF_ERROR(writer_->WriteFile(name, *contents));
-    }
+    NIBBLE_RETURN_IF_ERROR(CopyModelFiles(options_.model, writer_.get()));
     return writer_->Commit();
   }
 

@@ -1,20 +1,13 @@
-#include <cuda_bf16.h>
-
-#include <algorithm>
-
-#include "kernels/cuda/device.h"
+#include "tools/quantize/cuda/launch.cuh"
 #include "tools/quantize/cuda/rounding_kernels.h"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kGroup = 128, kLane = 4;  // columns of a group, and of a lane
-constexpr int kThreads = 256, kSweepThreads = 512;
+constexpr int kSweepThreads = 512;
 constexpr float kMaxLevel = 119;
 
-unsigned Blocks(int64_t items, int64_t per_block) { return static_cast<unsigned>((items + per_block - 1) / per_block); }
-
-__device__ __forceinline__ int64_t Item() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ __forceinline__ float Clamp(float x, float low, float high) { return fminf(fmaxf(x, low), high); }
 __device__ __forceinline__ float Code(float level, float min, float inverse_scale) {
   return Clamp(rintf((level - min) * inverse_scale), 0.0f, 15.0f);
@@ -29,46 +22,6 @@ __device__ __forceinline__ float WarpMax(float x) {
 #pragma unroll
   for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
   return x;
-}
-
-__global__ void ToBF16Kernel(const float* x, const float* minus, int64_t count, uint16_t* to) {
-  for (int64_t i = Item(); i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    to[i] = __bfloat16_as_ushort(__float2bfloat16_rn(minus == nullptr ? x[i] : x[i] - minus[i]));
-  }
-}
-
-template <typename T>
-__global__ void GatherKernel(GatherArgs args, T* to) {
-  const int64_t k = args.k, i = blockIdx.x, place_i = args.reversed ? k - 1 - i : i;
-  const int32_t a = args.channel[place_i];
-  for (int64_t j = threadIdx.x; j < k; j += blockDim.x) {
-    const int32_t b = args.channel[args.reversed ? k - 1 - j : j];
-    const int64_t row = args.symmetric ? min(a, b) : a, column = args.symmetric ? max(a, b) : b;
-    double value = args.from[row * k + column];
-    if (i == j) value += args.ridge;
-    to[i * k + j] = static_cast<T>(value);
-  }
-}
-
-__global__ void FeedbackKernel(const double* lower, int64_t k, float* feedback, float* column_weight) {
-  const int64_t i = blockIdx.x;
-  for (int64_t j = threadIdx.x; j < k; j += blockDim.x) {
-    const double pivot = lower[(k - 1 - j) * (k + 1)];
-    feedback[i * k + j] = i < j ? static_cast<float>(lower[(k - 1 - i) * k + (k - 1 - j)] / pivot) : 0.0f;
-    if (i == j) column_weight[j] = static_cast<float>(pivot * pivot);
-  }
-}
-
-__global__ void ReverseKernel(const double* from, int64_t k, float* to) {
-  const int64_t i = blockIdx.x;
-  for (int64_t j = threadIdx.x; j < k; j += blockDim.x) {
-    to[i * k + j] = static_cast<float>(from[(k - 1 - i) * k + (k - 1 - j)]);
-  }
-}
-
-__global__ void GatherColumnsKernel(const float* from, const int32_t* channel, int64_t k, float* to) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * k;
-  for (int64_t j = threadIdx.x; j < k; j += blockDim.x) to[row + j] = from[row + channel[j]];
 }
 
 __global__ void RowMaxKernel(const float* weight, int64_t n, int64_t k, float* largest) {
@@ -308,48 +261,10 @@ __global__ void PackKernel(PackArgs args) {
   }
 }
 
-// Warp per row.
-template <typename... Parameters, typename... Arguments>
-void LaunchRows(cudaStream_t stream, int64_t rows, int threads, int64_t shared_bytes, void (*kernel)(Parameters...),
-                Arguments... arguments) {
-  if (shared_bytes > 0) {
-    NIBBLE_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  }
-  kernel<<<Blocks(rows, threads / 32), threads, static_cast<size_t>(shared_bytes), stream>>>(arguments...);
-  NIBBLE_CUDA_CHECK(cudaGetLastError());
-}
-
-// Block per row.
-template <typename... Parameters, typename... Arguments>
-void LaunchBlocks(cudaStream_t stream, int64_t blocks, void (*kernel)(Parameters...), Arguments... arguments) {
-  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(arguments...);
-  NIBBLE_CUDA_CHECK(cudaGetLastError());
-}
-
 constexpr int64_t kBlockBytes = kGroup * kGroup * sizeof(float);
 
 }  // namespace
 
-void LaunchToBF16(cudaStream_t stream, const float* x, const float* minus, int64_t count, uint16_t* to) {
-  LaunchBlocks(stream, std::min<int64_t>(4096, Blocks(count, kThreads)), ToBF16Kernel, x, minus, count, to);
-}
-void LaunchGather(cudaStream_t stream, const GatherArgs& args, double* to) {
-  LaunchBlocks(stream, args.k, GatherKernel<double>, args, to);
-}
-void LaunchGather(cudaStream_t stream, const GatherArgs& args, float* to) {
-  LaunchBlocks(stream, args.k, GatherKernel<float>, args, to);
-}
-void LaunchFeedback(cudaStream_t stream, const double* lower, int64_t k, float* feedback, float* column_weight) {
-  LaunchBlocks(stream, k, FeedbackKernel, lower, k, feedback, column_weight);
-}
-void LaunchReverse(cudaStream_t stream, const double* from, int64_t k, float* to) {
-  LaunchBlocks(stream, k, ReverseKernel, from, k, to);
-}
-void LaunchGatherColumns(cudaStream_t stream, const float* from, const int32_t* channel, int64_t n, int64_t k,
-                         float* to) {
-  LaunchBlocks(stream, n, GatherColumnsKernel, from, channel, k, to);
-}
 void LaunchRowMax(cudaStream_t stream, const float* weight, int64_t n, int64_t k, float* largest) {
   LaunchRows(stream, n, kThreads, 0, RowMaxKernel, weight, n, k, largest);
 }
