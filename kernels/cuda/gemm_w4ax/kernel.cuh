@@ -36,6 +36,7 @@ struct RingPosition {
       parity ^= 1;
     }
   }
+  __device__ __forceinline__ uint32_t Previous() const { return (stage == 0 ? kStages : stage) - 1; }
 };
 
 template <int kIndex>
@@ -209,7 +210,6 @@ struct Block {
                  : "r"(weights + 4096 + (c.warp * 8 + (c.lane >> 2)) * 4 - c.thread * 16));
     const uint32_t activations = base + (kSharesDepth ? first_block * kTokens * kDepthBlock : 0);
     uint32_t a[kBlocks][4][4];
-    uint32_t previous = 0;
     for (int step = 0; step < steps; ++step) {
       MbarrierWait(Full(c.ring.stage), c.ring.parity);
       Codes codes[kBlocks];
@@ -231,7 +231,7 @@ struct Block {
           WgmmaWait<4 * kBlocks - 1>();
           if (b == kBlocks - 1 && j == 3) {
             // The step before is done, and the weights of this one are in registers: the wgmma before used the last.
-            if (step > 0) Arrive(c, ActivationsEmpty(previous));
+            if (step > 0) Arrive(c, ActivationsEmpty(c.slot.Previous()));
             Arrive(c, WeightsEmpty(c.ring.stage));
           }
           a[b][j][0] = Unpack(x, scale0, minimum0);
@@ -244,12 +244,11 @@ struct Block {
           WgmmaCommit();
         }
       }
-      previous = c.slot.stage;
       c.ring.Advance();
       c.slot.Advance();
     }
     WgmmaWait<0>();
-    if (steps > 0) Arrive(c, ActivationsEmpty(previous));
+    if (steps > 0) Arrive(c, ActivationsEmpty(c.slot.Previous()));
   }
 
   // Adds the sums of two warpgroups that share K, in one block or in two of a cluster: one takes the other's.
