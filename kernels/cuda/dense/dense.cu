@@ -3,9 +3,11 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/ptx/copy_async.h"
+#include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/launch.h"
 #include "kernels/cuda/ptx/mma.h"
 #include "kernels/cuda/ptx/shared.h"
+#include "kernels/cuda/ptx/wgmma_bf16.h"
 
 namespace nibble::cuda {
 namespace {
@@ -31,29 +33,29 @@ __device__ __forceinline__ void Store(const DenseProblem& p, int64_t row, int64_
   }
 }
 
-// ---- mma -----------------------------------------------------------------------------------------------------------
+// ---- matrix units --------------------------------------------------------------------------------------------------
 
-// A block's tile of [T, N]. Outputs are the M of the instruction and rows its N, so that the weight is the operand
-// that comes in fragment order, and a row alone costs one instruction of eight columns.
+// A block's tile of [T, N]. Outputs are the M of the instruction and rows its N, so that the weight is the operand that
+// comes in fragment order, from shared memory by way of registers, and few rows cost little. A warpgroup computes a
+// panel of 64 outputs, a warp of it 16.
 template <int kPlan>
 struct DenseTile {
   static constexpr DensePlan kP = kDensePlans[kPlan];
   static constexpr int kStageBytes = kP.stage_bytes();
   static constexpr int kSteps16 = static_cast<int>(kDenseStepK) / 16;
   static constexpr int kRowBytes = static_cast<int>(kDenseStepK) * 2;
-  static constexpr int kWeightBytes = kP.outputs * kRowBytes;         // of a stage; the rows follow
+  static constexpr int kWeightBytes = kP.outputs * kRowBytes;  // of a stage; the rows follow
   static constexpr int kPanelStepBytes = static_cast<int>(kDensePanelN) * kRowBytes;
-  static constexpr int kWarpRows = kP.rows < 64 ? kP.rows : 64;
-  static constexpr int kWarpsRows = kP.rows / kWarpRows;
-  static constexpr int kWarpOutputs = kP.outputs * kWarpsRows / (kP.threads / 32);
-  static constexpr int kRowTiles = kWarpRows / 8, kOutputTiles = kWarpOutputs / 16;
+  static_assert(kP.threads * kDensePanelN == kP.outputs * 128);
+  // A stage is filled again two steps after its use: products of one step may still be running then.
+  static constexpr int kAhead = kP.stages - 2;
 
   const DenseProblem& p;
   const uint32_t shared;
   const int64_t row, output;  // first of the block
   const int steps;            // over K
 
-  __device__ void CopyWeight(int step, int stage) const {
+  __device__ void CopyWeight(int step) const {
     constexpr int kChunks = kWeightBytes / 16;
     static_assert(kChunks % kP.threads == 0);
     const int64_t panels = (p.n + kDensePanelN - 1) / kDensePanelN;
@@ -63,100 +65,124 @@ struct DenseTile {
       const int64_t panel = output / kDensePanelN + at / kPanelStepBytes;
       const uint8_t* from = reinterpret_cast<const uint8_t*>(p.weight) +
                             (panel * steps + step) * kPanelStepBytes + at % kPanelStepBytes;
-      CopyAsync16(shared + stage * kStageBytes + at, from, panel < panels);
+      CopyAsync16(Stage(step) + at, from, panel < panels);
     }
   }
 
-  // Rows of 128 bytes; 16-byte chunk c of row r lies at chunk c ^ (r % 8), so that eight rows of one chunk, which a
-  // matrix load reads together, lie in different banks.
-  __device__ void CopyRows(int step, int stage) const {
+  // Rows of 128 bytes; 16-byte chunk c of row r lies at chunk c ^ (r % 8): the 128-byte swizzle of wgmma's operand B,
+  // and for matrix loads eight rows of one chunk in different banks.
+  __device__ void CopyRows(int step) const {
     constexpr int kChunks = kP.rows * kRowBytes / 16;
     for (int i = threadIdx.x; i < kChunks; i += kP.threads) {
       const int r = i / 8, chunk = i % 8;
       const uint16_t* from = static_cast<const uint16_t*>(p.in) + (row + r) * p.k + step * kDenseStepK + chunk * 8;
-      CopyAsync16(shared + stage * kStageBytes + kWeightBytes + r * kRowBytes + (chunk ^ (r % 8)) * 16, from,
-                  row + r < p.rows);
+      CopyAsync16(RowAddress(step, r, chunk), from, row + r < p.rows);
     }
   }
 
-  __device__ uint32_t RowAddress(uint32_t rows, int r, int chunk) const {
-    return rows + r * kRowBytes + (chunk ^ (r % 8)) * 16;
+  __device__ uint32_t Stage(int step) const { return shared + step % kP.stages * kStageBytes; }
+  __device__ uint32_t RowAddress(int step, int r, int chunk) const {
+    return Stage(step) + kWeightBytes + r * kRowBytes + (chunk ^ (r % 8)) * 16;
   }
 
-  __device__ void Multiply(int stage, float (&sum)[kOutputTiles][kRowTiles][4]) const {
+  // This lane's fragments of a step's weight.
+  __device__ void LoadWeight(int step, uint32_t (&a)[kSteps16][4]) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint32_t base = shared + stage * kStageBytes;
-    const int first_tile = warp / kWarpsRows * kOutputTiles;  // tile of 16 outputs
-    const uint32_t weight = base + first_tile / 4 * kPanelStepBytes + first_tile % 4 * 512 + lane * 16;
-    const uint32_t rows = base + kWeightBytes + warp % kWarpsRows * kWarpRows * kRowBytes;
-    uint32_t b[kSteps16][2];  // of eight rows only: two steps of 16 k to a load
-    if constexpr (kRowTiles == 1) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        LoadMatrices(RowAddress(rows, lane % 8, half * 4 + lane / 8), b[2 * half][0], b[2 * half][1],
-                     b[2 * half + 1][0], b[2 * half + 1][1]);
-      }
-    }
+    const uint32_t from = Stage(step) + warp / 4 * kPanelStepBytes + warp % 4 * 512 + lane * 16;
 #pragma unroll
     for (int k = 0; k < kSteps16; ++k) {
-      uint4 a[kOutputTiles];
-#pragma unroll
-      for (int i = 0; i < kOutputTiles; ++i) a[i] = LoadShared128(weight + k * 2048 + i * 512);
-#pragma unroll
-      for (int j = 0; j < kRowTiles; j += 2) {
-        uint32_t pair[4];
-        if constexpr (kRowTiles > 1) {
-          LoadMatrices(RowAddress(rows, j * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2), pair[0], pair[1],
-                       pair[2], pair[3]);
-        } else {
-          pair[0] = b[k][0];
-          pair[1] = b[k][1];
-        }
-#pragma unroll
-        for (int i = 0; i < kOutputTiles; ++i) {
-          MmaBF16(sum[i][j], a[i].x, a[i].y, a[i].z, a[i].w, pair[0], pair[1]);
-          if constexpr (kRowTiles > 1) MmaBF16(sum[i][j + 1], a[i].x, a[i].y, a[i].z, a[i].w, pair[2], pair[3]);
-        }
-      }
+      const uint4 fragment = LoadShared128(from + k * 2048);
+      a[k][0] = fragment.x;
+      a[k][1] = fragment.y;
+      a[k][2] = fragment.z;
+      a[k][3] = fragment.w;
     }
   }
 
-  __device__ void Write(const float (&sum)[kOutputTiles][kRowTiles][4]) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int64_t n0 = output + warp / kWarpsRows * kWarpOutputs + lane / 4;
-    const int64_t row0 = row + warp % kWarpsRows * kWarpRows + lane % 4 * 2;
+  // sum[4j + i]: output lane / 4 + 8 (i / 2) of the warp's sixteen, row 8j + 2 (lane % 4) + i % 2. On wgmma the products
+  // of this call may still run when it returns, those of the call before do not.
+  __device__ void Multiply(int step, const uint32_t (&a)[kSteps16][4], float (&sum)[kP.rows / 2]) const {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    const uint32_t rows = WgmmaDescriptor(Stage(step) + kWeightBytes);
+    WgmmaFence();
 #pragma unroll
-    for (int j = 0; j < kRowTiles; ++j) {
+    for (int k = 0; k < kSteps16; ++k) WgmmaBF16<kP.rows>::Run(sum, a[k], rows + 2 * k);
+    WgmmaCommit();
+    WgmmaWait<1>();
+#else
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-      for (int i = 0; i < kOutputTiles; ++i) {
+    for (int j = 0; j < kP.rows / 8; ++j) {
+      uint32_t b[kSteps16][2];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) Store(p, row0 + j * 8 + e % 2, n0 + i * 16 + e / 2 * 8, sum[i][j][e]);
+      for (int half = 0; half < 2; ++half) {
+        LoadMatrices(RowAddress(step, j * 8 + lane % 8, half * 4 + lane / 8), b[2 * half][0], b[2 * half][1],
+                     b[2 * half + 1][0], b[2 * half + 1][1]);
       }
+      float(&tile)[4] = reinterpret_cast<float(&)[4]>(sum[4 * j]);
+#pragma unroll
+      for (int k = 0; k < kSteps16; ++k) MmaBF16(tile, a[k][0], a[k][1], a[k][2], a[k][3], b[k][0], b[k][1]);
     }
+#endif
+  }
+
+  // Returns when no product is running.
+  __device__ void Finish() const {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    WgmmaWait<0>();
+#endif
+  }
+
+  __device__ void Write(const float (&sum)[kP.rows / 2]) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int64_t n0 = output + warp * 16 + lane / 4, row0 = row + lane % 4 * 2;
+#pragma unroll
+    for (int j = 0; j < kP.rows / 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) Store(p, row0 + j * 8 + i % 2, n0 + i / 2 * 8, sum[4 * j + i]);
+    }
+  }
+
+  // Waits for a step's stage and starts filling the one that became free.
+  __device__ void Advance(int step) const {
+    CopyAsyncWait<kAhead - 1>();
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    FenceProxyAsync();
+#endif
+    __syncthreads();  // the copies of all threads; and all have left the stage that is filled next
+    if (step + kAhead < steps) {
+      CopyWeight(step + kAhead);
+      CopyRows(step + kAhead);
+    }
+    CopyAsyncCommit();
   }
 
   __device__ void Run() const {
-    constexpr int kAhead = kP.stages - 1;
     // The weight does not depend on the kernel before this one; the rows do.
-    for (int step = 0; step < kAhead && step < steps; ++step) CopyWeight(step, step);
+    for (int step = 0; step < kAhead && step < steps; ++step) CopyWeight(step);
     GridDependencyWait();
     for (int step = 0; step < kAhead; ++step) {
-      if (step < steps) CopyRows(step, step);
+      if (step < steps) CopyRows(step);
       CopyAsyncCommit();
     }
-    float sum[kOutputTiles][kRowTiles][4] = {};
-    int stage = 0;
-    for (int step = 0; step < steps; ++step) {
-      CopyAsyncWait<kAhead - 1>();
-      __syncthreads();  // the copies of all threads; and all have left the stage that is filled next
-      if (step + kAhead < steps) {
-        const int next = stage == 0 ? kAhead : stage - 1;
-        CopyWeight(step + kAhead, next);
-        CopyRows(step + kAhead, next);
-      }
-      CopyAsyncCommit();
-      Multiply(stage, sum);
-      stage = stage == kP.stages - 1 ? 0 : stage + 1;
+    float sum[kP.rows / 2] = {};
+    // Fragments of even and odd steps in registers of their own: one is loaded while the other's products run.
+    uint32_t even[kSteps16][4], odd[kSteps16][4];
+    int step = 0;
+    for (; step + 1 < steps; step += 2) {
+      Advance(step);
+      LoadWeight(step, even);
+      Multiply(step, even, sum);
+      Advance(step + 1);
+      LoadWeight(step + 1, odd);
+      Multiply(step + 1, odd, sum);
+    }
+    Finish();
+    if (step < steps) {
+      Advance(step);
+      LoadWeight(step, even);
+      Multiply(step, even, sum);
+      Finish();
     }
     GridDependencyLaunch();
     Write(sum);
@@ -164,9 +190,9 @@ struct DenseTile {
 };
 
 template <int kPlan>
-__global__ __launch_bounds__(kDensePlans[kPlan].threads, kPlan < 2 ? 3 : 2) void DenseMmaKernel(
+__global__ __launch_bounds__(kDensePlans[kPlan].threads, kDensePlans[kPlan].blocks) void DenseMmaKernel(
     const __grid_constant__ DenseProblem p) {
-  extern __shared__ uint4 stages[];
+  extern __shared__ __align__(1024) uint8_t stages[];
   constexpr DensePlan kP = kDensePlans[kPlan];
   const int64_t row_blocks = (p.rows + kP.rows - 1) / kP.rows;  // adjacent: they share the weight in the L2
   DenseTile<kPlan>{p, SharedAddress(stages), blockIdx.x % row_blocks * kP.rows, blockIdx.x / row_blocks * kP.outputs,
@@ -178,8 +204,7 @@ template <int kPlan>
 void LaunchMma(const Device& device, const DenseProblem& p) {
   constexpr DensePlan kP = kDensePlans[kPlan];
   const int64_t blocks = (p.rows + kP.rows - 1) / kP.rows * ((p.n + kP.outputs - 1) / kP.outputs);
-  NIBBLE_CUDA_CHECK(cudaFuncSetAttribute(DenseMmaKernel<kPlan>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         kP.shared_bytes()));
+  AllowSharedMemory(DenseMmaKernel<kPlan>, kP.shared_bytes());
   Launch(device, DenseMmaKernel<kPlan>, dim3(static_cast<unsigned>(blocks)), dim3(kP.threads), kP.shared_bytes(), p);
 }
 
@@ -240,14 +265,15 @@ void LinearDense(const Device& device, const LinearArgs& args) {
                           .rows = args.input.rows,
                           .n = weight->n,
                           .k = weight->k};
-  const DensePlan plan = PlanDense(p.rows, p.k, in.dtype);
-  static_assert(kNumDensePlans == 5);
+  const DensePlan plan = PlanDense(p.rows, p.k, in.dtype, device.shared_bytes);
+  static_assert(kNumDensePlans == 6);
   switch (plan.mma() ? plan.rows : 0) {
     case kDensePlans[0].rows: return LaunchMma<0>(device, p);
     case kDensePlans[1].rows: return LaunchMma<1>(device, p);
     case kDensePlans[2].rows: return LaunchMma<2>(device, p);
     case kDensePlans[3].rows: return LaunchMma<3>(device, p);
     case kDensePlans[4].rows: return LaunchMma<4>(device, p);
+    case kDensePlans[5].rows: return LaunchMma<5>(device, p);
     default: break;
   }
   const int64_t blocks = (p.rows + plan.rows - 1) / plan.rows * ((p.n + plan.outputs - 1) / plan.outputs);

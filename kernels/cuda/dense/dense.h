@@ -1,8 +1,9 @@
 // Linear layers with dense bf16 weights on the GPU: lm_head, and every linear of an unquantized checkpoint.
 //
 // One arithmetic per weight and type of rows, whatever the number of rows: bf16 rows whose K is a multiple of
-// kDenseStepK are multiplied by mma.m16n8k16, one instruction after the other over k = 0, 16, 32, ... into one f32
-// accumulator, never split over K; all others are a chain of fused multiply-adds over k = 0, 1, 2, ... as on the CPU.
+// kDenseStepK are multiplied by matrix instructions of 16 k (wgmma on sm_90a, mma.sync before), one after the other over
+// k = 0, 16, 32, ... into one f32 accumulator, never split over K; all others are a chain of fused multiply-adds over
+// k = 0, 1, 2, ... as on the CPU.
 // The plan (how many rows and outputs a block takes) only decides which block computes an output.
 #pragma once
 

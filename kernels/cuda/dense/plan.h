@@ -17,20 +17,25 @@ struct DensePlan {
   int outputs = 0;  // output features of a block
   int threads = 0;
   int stages = 0;   // depth of the pipeline over K; 0: the chain of fused multiply-adds
+  int blocks = 1;   // of a multiprocessor at least
 
   constexpr bool mma() const { return stages > 0; }
   constexpr int stage_bytes() const { return (outputs + rows) * static_cast<int>(kDenseStepK) * 2; }
   constexpr int shared_bytes() const { return stages * stage_bytes(); }
 };
 inline constexpr DensePlan kDenseChainPlan = {.rows = 32, .outputs = 32, .threads = 256};
-inline constexpr int kNumDensePlans = 5;
+inline constexpr int kNumDensePlans = 6;
 inline constexpr DensePlan kDensePlans[kNumDensePlans] = {
-    {.rows = 8, .outputs = 64, .threads = 128, .stages = 8},    {.rows = 16, .outputs = 64, .threads = 128, .stages = 7},
-    {.rows = 32, .outputs = 128, .threads = 128, .stages = 4},  {.rows = 64, .outputs = 128, .threads = 128, .stages = 4},
-    {.rows = 128, .outputs = 128, .threads = 256, .stages = 3},
+    {.rows = 8, .outputs = 64, .threads = 128, .stages = 8, .blocks = 3},
+    {.rows = 16, .outputs = 64, .threads = 128, .stages = 7, .blocks = 3},
+    {.rows = 32, .outputs = 64, .threads = 128, .stages = 6, .blocks = 3},
+    {.rows = 64, .outputs = 128, .threads = 256, .stages = 4, .blocks = 2},
+    {.rows = 128, .outputs = 128, .threads = 256, .stages = 6},
+    {.rows = 256, .outputs = 128, .threads = 256, .stages = 4},
 };
 
-// The plan for `rows` rows of type `in`. Which arithmetic it uses depends on k and `in` alone.
-DensePlan PlanDense(int64_t rows, int64_t k, DType in);
+// The plan for `rows` rows of type `in` on a device whose blocks have this much shared memory. Which arithmetic it uses
+// depends on k and `in` alone.
+DensePlan PlanDense(int64_t rows, int64_t k, DType in, int64_t shared_bytes);
 
 }  // namespace nibble::cuda

@@ -334,7 +334,8 @@ void LaunchClusters(const Device& device, int cluster, void (*kernel)(Parameters
   config.stream = device.stream;
   config.attrs = attributes;
   config.numAttrs = device.capability >= 90 ? 2 : 0;
-  NIBBLE_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (!IsSticky(launched)) NIBBLE_CUDA_CHECK(launched);
 }
 
 }  // namespace
@@ -343,8 +344,7 @@ void Sample(const Device& device, const SampleArgs& args) {
   NIBBLE_CHECK(args.vocab < int64_t{1} << 30, "vocabulary of " + std::to_string(args.vocab));
   const SamplePlan plan = PlanSample(args.vocab, device.capability, device.shared_bytes);
   const int64_t scratch_bytes = SampleScratchBytes(args.rows, args.vocab, device.capability, device.shared_bytes);
-  NIBBLE_CUDA_CHECK(cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                         static_cast<int>(plan.shared_bytes)));
+  AllowSharedMemory(SampleKernel, plan.shared_bytes);
   LaunchClusters(device, plan.cluster, SampleKernel, dim3(static_cast<unsigned>(args.rows * plan.cluster)),
                  dim3(kSampleThreads), plan.shared_bytes, args, plan.cluster, static_cast<int>(plan.segment),
                  plan.in_shared ? nullptr : device.Scratch<float>(scratch_bytes));
