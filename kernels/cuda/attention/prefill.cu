@@ -119,6 +119,7 @@ struct PageOrder {
   __device__ __forceinline__ bool chunk_ends() const {
     return stream_ends() && stream + 1 == min(chunk_pages(), kStreams);
   }
+  __device__ __forceinline__ bool page_is_last() const { return chunk_ends() && (chunk + 1) * kChunkPages >= pages; }
   __device__ __forceinline__ void Next() {
     if (!stream_ends()) {
       ++step;
@@ -183,7 +184,8 @@ struct RawPage {
 
   // Operands of the k-steps: of K, the four channels of a lane of the decode kernel's A operand lie side by side; of V,
   // tokens in order. Queries are laid out like K.
-  __device__ __forceinline__ void Unpack(uint32_t stage_k, uint32_t stage_v, float2* k_parameters,
+  // Parameters of tokens from `valid` on may be anything and become zero.
+  __device__ __forceinline__ void Unpack(uint32_t stage_k, uint32_t stage_v, int valid, float2* k_parameters,
                                          float2* v_parameters) const {
     const int t = threadIdx.x % 4;
 #pragma unroll
@@ -208,7 +210,7 @@ struct RawPage {
       }
     }
     const int i = threadIdx.x % kWarpgroupThreads;
-    (i % 2 == 0 ? k_parameters : v_parameters)[i / 2] = UnpackF16(parameters);
+    (i % 2 == 0 ? k_parameters : v_parameters)[i / 2] = UnpackF16(i / 2 < valid ? parameters : 0);
   }
 };
 
@@ -222,21 +224,28 @@ __device__ __forceinline__ void Produce(const PrefillParameters& p, Shared<kHead
     if (tile.rows == 0) return;
     const int32_t* table = p.step.page_tables + static_cast<int64_t>(tile.sequence) * p.step.max_pages;
     const auto head_of = [&](int page) {
-      return p.pages + (static_cast<int64_t>(CheckedPage(p.step, __ldg(table + page))) * p.kv_heads + tile.kv_head) *
-                           kHeadBytes;
+      return p.pages + (static_cast<int64_t>(CheckedPage(p.step, page)) * p.kv_heads + tile.kv_head) * kHeadBytes;
     };
-    PageOrder order(tile.pages());
-    RawPage<kHeadDim> raw;
-    raw.Load(head_of(order.page()));
+    // The page after the one that is being unpacked is on its way, and the number of the one after that.
+    PageOrder order(tile.pages()), following(tile.pages());
+    RawPage<kHeadDim> raw, next_raw;
+    raw.Load(head_of(__ldg(table + order.page())));
+    following.Next();
+    int next_page = following.done() ? -1 : __ldg(table + following.page());
     while (!order.done()) {
+      const int valid = tile.position + tile.rows - order.page() * kTokensPerPage;
       order.Next();
-      const uint8_t* next = order.done() ? nullptr : head_of(order.page());
+      if (!order.done()) {
+        next_raw.Load(head_of(next_page));
+        following.Next();
+        if (!following.done()) next_page = __ldg(table + following.page());
+      }
       MbarrierWait(SharedAddress(&shared->empty[stage]), parity ^ 1);
       raw.Unpack(SharedAddress(shared->stages[stage].k), SharedAddress(shared->stages[stage].v),
-                 shared->k_parameters[stage], shared->v_parameters[stage]);
+                 valid, shared->k_parameters[stage], shared->v_parameters[stage]);
       FenceProxyAsync();
       MbarrierArrive(SharedAddress(&shared->full[stage]));
-      if (next != nullptr) raw.Load(next);
+      raw = next_raw;
       if (++stage == kStages) {
         stage = 0;
         parity ^= 1;
@@ -363,15 +372,44 @@ __device__ __forceinline__ void Softmax(float (&scores)[32], const float2* k_par
         float scaled[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          // Parameters behind the row may be anything; 0 · NaN is not 0.
-          const bool inside = kFull || first_token + token + e <= last[r];
-          scaled[e] = weights[half][r][e] * (inside ? (e == 0 ? v.x : v.z) : 0.0f);
-          stream->zero[r][e] = fmaf(weights[half][r][e], inside ? (e == 0 ? v.y : v.w) : 0.0f, stream->zero[r][e]);
+          scaled[e] = weights[half][r][e] * (e == 0 ? v.x : v.z);
+          stream->zero[r][e] = fmaf(weights[half][r][e], e == 0 ? v.y : v.w, stream->zero[r][e]);
         }
         p[i][2 * half + r] = PackF16(scaled[0], scaled[1]);
       }
     }
   }
+}
+
+// dots = Q · K of a page, started.
+template <int kHeadDim>
+__device__ __forceinline__ void StartDots(uint64_t q, uint32_t stage_k, float (&dots)[32]) {
+  const uint64_t k = WgmmaF16Descriptor(stage_k);
+  WgmmaFence();
+#pragma unroll
+  for (int s = 0; s < kHeadDim / 16; ++s) {
+    const int atom = s / 4 * (64 * kAtomBytes / 16) + s % 4 * 2;
+    WgmmaF16(dots, q + atom, k + atom, s != 0);
+  }
+  WgmmaCommit();
+}
+
+// One page.
+template <int kHeadDim, bool kFull>
+__device__ __forceinline__ void AttendPage(uint64_t q, uint32_t stage_k, uint32_t stage_v, const float2* k_parameters,
+                                           const float2* v_parameters, int first_token, const int (&last)[2],
+                                           const QueryFactors (&factors)[2], Stream<kHeadDim>* stream) {
+  float dots[32];
+  uint32_t weights[4][4];
+  StartDots<kHeadDim>(q, stage_k, dots);
+  WgmmaWait<0>();
+  Softmax<kHeadDim, kFull>(dots, k_parameters, v_parameters, first_token, last, factors, stream, weights);
+  const uint64_t v = WgmmaF16Descriptor(stage_v);
+  WgmmaFence();
+#pragma unroll
+  for (int s = 0; s < 4; ++s) WgmmaF16(stream->o, weights[s], v + 2 * s, 1);
+  WgmmaCommit();
+  WgmmaWait<0>();
 }
 
 // The softmax of a finished stream: sums over all tokens in the order of the decode kernel's lanes.
@@ -432,13 +470,6 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
   float4* total_store = group_store + kStored;
   int stage = 0;
   uint32_t parity = 0;
-  const auto release = [&] {
-    if (lane == 0) MbarrierArrive(SharedAddress(&shared->empty[stage]));
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  };
   for (int index = blockIdx.x;; index += gridDim.x) {
     const Tile tile = FindTile(p, index);
     if (tile.rows == 0) return;
@@ -452,42 +483,27 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
       factors[r] = shared->factors[consumer][query[r]];
     }
     const int first_last = tile.position + min(64 * consumer / p.group, tile.rows - 1);
-    const int last_last = tile.position + min((64 * consumer + 63) / p.group, tile.rows - 1);
-    const uint64_t q = WgmmaDescriptor(SharedAddress(shared->q[consumer]));
-
     SoftmaxState state[2];
     Stream<kHeadDim> stream;
     stream.Clear();
-    for (PageOrder order(tile.pages()); !order.done(); order.Next()) {
+    const uint64_t q = WgmmaF16Descriptor(SharedAddress(shared->q[consumer]));
+    for (PageOrder order(tile.pages());; order.Next()) {
       MbarrierWait(SharedAddress(&shared->full[stage]), parity);
+      const bool context_ends = order.page_is_last();
+      const uint32_t k = SharedAddress(shared->stages[stage].k), v = SharedAddress(shared->stages[stage].v);
       const int first_token = order.page() * kTokensPerPage;
-      if (first_token <= last_last) {
-        const uint64_t k = WgmmaDescriptor(SharedAddress(shared->stages[stage].k));
-        const uint64_t v = WgmmaDescriptor(SharedAddress(shared->stages[stage].v));
-        float scores[32];
-        uint32_t weights[4][4];
-        WgmmaFence();
-#pragma unroll
-        for (int s = 0; s < kHeadDim / 16; ++s) {
-          const int atom = s / 4 * (64 * kAtomBytes / 16) + s % 4 * 2;
-          WgmmaF16(scores, q + atom, k + atom, s != 0);
-        }
-        WgmmaCommit();
-        WgmmaWait<0>();
-        if (first_token + kTokensPerPage - 1 <= first_last) {
-          Softmax<kHeadDim, true>(scores, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
-                                  factors, &stream, weights);
-        } else {
-          Softmax<kHeadDim, false>(scores, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
-                                   factors, &stream, weights);
-        }
-        WgmmaFence();
-#pragma unroll
-        for (int s = 0; s < 4; ++s) WgmmaF16(stream.o, weights[s], v + 2 * s, 1);
-        WgmmaCommit();
-        WgmmaWait<0>();
+      if (first_token + kTokensPerPage - 1 <= first_last) {
+        AttendPage<kHeadDim, true>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
+                                   factors, &stream);
+      } else {
+        AttendPage<kHeadDim, false>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
+                                    factors, &stream);
       }
-      release();
+      if (lane == 0) MbarrierArrive(SharedAddress(&shared->empty[stage]));
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
       if (!order.stream_ends()) continue;
       Finish(stream, factors, state);
       if (order.stream != 0) FoldStored<kHeadDim>(chunk_store, stream.o, state);
@@ -496,7 +512,6 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
         stream.Clear();
         continue;
       }
-      const bool context_ends = (order.chunk + 1) * kChunkPages >= order.pages;
       if (order.chunk % kGroupChunks != 0) FoldStored<kHeadDim>(group_store, stream.o, state);
       if ((order.chunk + 1) % kGroupChunks != 0 && !context_ends) {
         Keep<kHeadDim>(stream.o, state, group_store);
@@ -542,7 +557,8 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const __grid_consta
   }
   __syncthreads();
   GridDependencyWait();
-  const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  // The shuffle tells the compiler that it is uniform: else it does not use the registers that follow.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters<kHeadDim>));
     Produce<kHeadDim>(p, shared);

@@ -97,26 +97,16 @@ __device__ __forceinline__ uint4 PackBf16x8(const float (&x)[8]) {
 constexpr int kHeadsPerThread = 4;
 
 template <int kHeadDim>
-__global__ void RopeAppendKernel(const __grid_constant__ RopeParameters p) {
+__global__ void __maxnreg__(96) RopeAppendKernel(const __grid_constant__ RopeParameters p) {
   constexpr int kHeadThreads = kHeadDim / 16;
   GridDependencyLaunch();
   const int row = blockIdx.x, part = threadIdx.x % kHeadThreads;
   const int slot = threadIdx.x / kHeadThreads, slots = blockDim.x / kHeadThreads;
   const int heads = p.q_heads + 2 * p.kv_heads;
   const int position = RopePosition(p, row);
-  float cosine[8], sine[8];
-  const float* table = p.cos_sin + static_cast<int64_t>(position) * kHeadDim + 8 * part;
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    *reinterpret_cast<float4*>(cosine + i) = __ldg(reinterpret_cast<const float4*>(table + i));
-    *reinterpret_cast<float4*>(sine + i) = __ldg(reinterpret_cast<const float4*>(table + kHeadDim / 2 + i));
-  }
-  const Destination to = DestinationOf(p, row, position);
-  GridDependencyWait();
-
   __nv_bfloat16* qkv = static_cast<__nv_bfloat16*>(p.qkv) + row * p.row_elements + 8 * part;
-  for (int base = slot; base - slot < heads; base += kHeadsPerThread * slots) {
-    uint4 raw[kHeadsPerThread][2];
+  uint4 raw[kHeadsPerThread][2];
+  const auto load = [&](int base) {
 #pragma unroll
     for (int n = 0; n < kHeadsPerThread; ++n) {
       const int head = base + n * slots;
@@ -125,6 +115,20 @@ __global__ void RopeAppendKernel(const __grid_constant__ RopeParameters p) {
       raw[n][0] = __ldcs(from);
       raw[n][1] = __ldcs(from + kHeadDim / 16);
     }
+  };
+  GridDependencyWait();
+  load(slot);  // before the chain of loads that finds the page
+  float cosine[8], sine[8];
+  const float* table = p.cos_sin + static_cast<int64_t>(position) * kHeadDim + 8 * part;
+#pragma unroll
+  for (int i = 0; i < 8; i += 4) {
+    *reinterpret_cast<float4*>(cosine + i) = __ldg(reinterpret_cast<const float4*>(table + i));
+    *reinterpret_cast<float4*>(sine + i) = __ldg(reinterpret_cast<const float4*>(table + kHeadDim / 2 + i));
+  }
+  const Destination to = DestinationOf(p, row, position);
+
+  for (int base = slot; base - slot < heads; base += kHeadsPerThread * slots) {
+    if (base != slot) load(base);
 #pragma unroll
     for (int n = 0; n < kHeadsPerThread; ++n) {
       const int head = base + n * slots;

@@ -1,5 +1,5 @@
 // Warpgroup matrix multiply-accumulate on f16 (PTX ISA 9.7.15, wgmma), sm_90a: C[64, N] (+)= A[64, 16] · B[16, N] in f32.
-// Fences, commits, waits and descriptors are those of wgmma.h; a step of 16 along K adds 2 to a descriptor.
+// Fences, commits and waits are those of wgmma.h.
 //
 // Fragment of A: thread 32·w + 4·g + t holds columns 2t, 2t + 1 of rows 16w + g and 16w + g + 8 (a[0], a[1]) and columns
 // 2t + 8, 2t + 9 of the same rows (a[2], a[3]). Fragment of C: register 4j + i is C[16w + g + 8 (i / 2)][8j + 2t + i % 2].
@@ -10,6 +10,13 @@
 #include "kernels/cuda/ptx/wgmma.h"
 
 namespace nibble::cuda {
+
+// Descriptor of A or B in shared memory (9.7.15.5.1.2): rows (of A), columns (of B) of 128 bytes of K, 128-byte swizzle,
+// eight of them 1024 bytes from the next eight, 1024-byte aligned; a step of 16 along K adds 2 to it.
+__device__ __forceinline__ uint64_t WgmmaF16Descriptor(uint32_t shared_address) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 / 16} << 32, kIgnored = 1u << 16;
+  return kSwizzle128 | kEightRows | kIgnored | shared_address >> 4;
+}
 
 // A and B in shared memory. accumulate == 0 starts from zero instead of c.
 __device__ __forceinline__ void WgmmaF16(float (&c)[32], uint64_t a, uint64_t b, int accumulate) {
