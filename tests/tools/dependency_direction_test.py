@@ -34,7 +34,7 @@ FOREIGN = {
     ),
     "CUDA": (
         re.compile(r"(cuda|cublas|cutlass|cute/|nccl|nvrtc|nvml|nvtx)"),
-        ["kernels/cuda", "worker/comm/nccl_communicator", "tests/kernels"],
+        ["kernels/cuda", "worker/comm/nccl_communicator", "tools/quantize/cuda", "tests/kernels"],
         [],
     ),
 }
