@@ -101,5 +101,48 @@ TEST(GemmPlanTest, WorkersOfASharedTileAreNeighboursAndOpenOneTileEach) {
   }
 }
 
+// Changes of prices or configurations show here.
+TEST(GemmPlanTest, PicksForLlama70B) {
+  const auto pick = [](int64_t n, int64_t k, int64_t rows) { return PrintGemmPlan(PickGemmPlan({n, k, rows})); };
+  EXPECT_EQ(pick(10240, 8192, 1), "d16 whole: 160 tiles of 64 x 16 on 160 blocks");
+  EXPECT_EQ(pick(10240, 8192, 32), "e32 stream: 160 tiles of 64 x 32 on 132 blocks");
+  EXPECT_EQ(pick(10240, 8192, 128), "r128 stream: 80 tiles of 128 x 128 on 132 blocks");
+  EXPECT_EQ(pick(10240, 8192, 256), "r256 stream: 80 tiles of 128 x 256 on 132 blocks");
+  EXPECT_EQ(pick(8192, 8192, 16), "e16 whole: 128 tiles of 64 x 16 on 128 blocks");
+  EXPECT_EQ(pick(8192, 8192, 64), "e64 whole: 128 tiles of 64 x 64 on 128 blocks");
+  EXPECT_EQ(pick(8192, 8192, 128), "d128 whole: 128 tiles of 64 x 128 on 128 blocks");
+  EXPECT_EQ(pick(8192, 8192, 256), "r256 even: 128 x 1 blocks of 64 x 256 on 128 blocks");
+  EXPECT_EQ(pick(57344, 8192, 16), "e16 whole: 896 tiles of 64 x 16 on 132 blocks");
+  EXPECT_EQ(pick(57344, 8192, 64), "w64 even: 896 x 1 blocks of 64 x 64 on 132 blocks");
+  EXPECT_EQ(pick(57344, 8192, 128), "w128 even: 896 x 1 blocks of 64 x 128 on 132 blocks");
+  EXPECT_EQ(pick(57344, 8192, 4096), "r256 tail: 7168 tiles of 128 x 256 on 132 blocks");
+  EXPECT_EQ(pick(8192, 28672, 64), "c64 whole: 64 tiles of 128 x 64 on 64 clusters");
+  EXPECT_EQ(pick(8192, 28672, 128), "c128 whole: 64 tiles of 128 x 128 on 64 clusters");
+  EXPECT_EQ(pick(8192, 28672, 256), "c256 whole: 64 tiles of 128 x 256 on 64 clusters");
+}
+
+TEST(GemmPlanTest, PicksTheCheapest) {
+  for (const GemmShape& shape : kShapes) {
+    const double picked = PriceGemmPlan(shape, PickGemmPlan(shape));
+    EXPECT_GT(picked, 0);
+    for (const GemmPlan& plan : EnumerateGemmPlans(shape)) {
+      EXPECT_LE(picked, PriceGemmPlan(shape, plan)) << PrintGemmPlan(plan);
+    }
+  }
+}
+
+// A step of many rows is never planned with tiles of few tokens, nor the other way round by more than the rows need.
+TEST(GemmPlanTest, TilesFitTheRows) {
+  for (int64_t rows : {1, 3, 17, 33, 65, 129, 300, 1000, 16384}) {
+    for (int64_t n : {512, 1280, 8192, 57344}) {
+      const GemmPlan plan = PickGemmPlan({n, 8192, rows});
+      EXPECT_LT(int64_t{plan.Config().tokens}, std::max<int64_t>(17, 2 * rows)) << PrintGemmPlan(plan);
+      EXPECT_GE(int64_t{plan.split.tile_tokens} * plan.split.token_tiles, rows);
+      EXPECT_LT(int64_t{plan.split.tile_tokens} * (plan.split.token_tiles - 1), rows) << "an empty tile";
+      EXPECT_LE(plan.split.tile_tokens, plan.Config().tokens);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::cuda
