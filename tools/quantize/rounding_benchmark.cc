@@ -37,7 +37,7 @@ struct ModelShape {
 
 std::vector<ModelShape> Shapes() {
   return {{"novelist-17m",
-           6,
+           4,
            {{"qkv", 512, {{"q", 512}, {"k", 256}, {"v", 256}}},
             {"o", 512, {{"o", 512}}},
             {"gate_up", 512, {{"gate", 1536}, {"up", 1536}}},
