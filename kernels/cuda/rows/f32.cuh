@@ -33,7 +33,7 @@ __device__ __forceinline__ void GatherOctet(const float* x, const int32_t* perm,
 // dense output are complete and aligned.
 template <typename Source, bool kHadamard>
 __global__ void __maxnreg__(kHadamard ? 64 : 56)
-    CodeF32Rows(const Source source, const RowCoding coding, const int k, const bool dense_whole) {
+    CodeF32Rows(const Source source, const RowCoding coding, const int k, const bool dense_whole, const int rows_ahead) {
   extern __shared__ __align__(16) float x[];
   __shared__ RowResult result;
   const int blocks = (k + kBlockChannels - 1) / kBlockChannels, octets = blocks * kBlockOctets;
@@ -46,6 +46,7 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
   const int64_t row = blockIdx.x;
   int64_t source_row = row;
   if constexpr (Source::kNorm) source_row = source.Row(row);
+  source.Prefetch(row + rows_ahead);
   for (int o = thread; o < octets; o += threads) {
     float v[kOctet];
     source.Load(source_row, o * kOctet, v);
@@ -100,11 +101,14 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
     float v[kOctet];
     GatherOctet<kHadamard>(x, coding.perm, o * kOctet, k, v);
     const float magnitude = TreeMaxMagnitude<kBlockOctets>(half_warp, MaxMagnitude(v));
-    if (o % kBlockOctets == 0) states[o / kBlockOctets].magnitude = magnitude;
+    if (o % kBlockOctets == 0) {
+      states[o / kBlockOctets].magnitude = magnitude;
+      states[o / kBlockOctets].bits = coding.block_bits[o / kBlockOctets];
+    }
   }
   __syncthreads();
   if (thread < 32) {
-    const RowScale scale = ScaleOfRow(states, coding.block_bits, blocks, multiplier);
+    const RowScale scale = ScaleOfRow(states, blocks, multiplier);
     if (thread == 0) result.scale = scale, result.code_sum = 0;
   }
   __syncthreads();
@@ -121,7 +125,7 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
 #pragma unroll
       for (int i = 0; i < kOctet; ++i) v[0][i] *= multiplier;
       exponent =
-          CodeBlock<1>(half_warp, v, states[b].magnitude * multiplier, coding.block_bits[b], scale, codes);
+          CodeBlock<1>(half_warp, v, states[b].magnitude * multiplier, states[b].bits, scale, codes);
     }
     *reinterpret_cast<uint2*>(coding.codes + row * k + o * kOctet) = codes[0];
     sum += SumOfCodes(codes[0]);

@@ -10,7 +10,8 @@ namespace nibble::cuda {
 // Eight neighbouring threads take a block of 128: thread q its octets q and q + 8 (a unit), so that their sum is the
 // tree's first step and a warp reads and writes whole 128-byte lines. Grid: one block per output row.
 template <typename Source>
-__global__ void __maxnreg__(56) CodePackedRows(const Source source, const RowCoding coding, const int k) {
+__global__ void __maxnreg__(Source::kRegisters) CodePackedRows(const Source source, const RowCoding coding, const int k,
+                                                     const int rows_ahead) {
   constexpr int kHalf = kBlockChannels / 2, kThreads = kBlockOctets / 2;
   extern __shared__ __align__(16) uint4 row_packed[];
   __shared__ RowResult result;
@@ -25,6 +26,7 @@ __global__ void __maxnreg__(56) CodePackedRows(const Source source, const RowCod
   const int64_t row = blockIdx.x;
   int64_t source_row = row;
   if constexpr (Source::kNorm) source_row = source.Row(row);
+  source.Prefetch(row + rows_ahead);
   for (int unit = thread; unit < units; unit += threads) {
     const int column = column_of(unit);
     const auto first = source.Fetch(source_row, column), second = source.Fetch(source_row, column + kHalf);
@@ -32,7 +34,7 @@ __global__ void __maxnreg__(56) CodePackedRows(const Source source, const RowCod
                              source.Finish(second, source_row, column + kHalf)};
     row_packed[unit] = packed[0];
     row_packed[units + unit] = packed[1];
-    BlockState state = {};
+    BlockState state = {.bits = coding.block_bits[unit / kThreads]};
     if constexpr (Source::kNorm) {
       float x[kOctet], y[kOctet];
       Unpack(packed[0], x);
@@ -50,7 +52,7 @@ __global__ void __maxnreg__(56) CodePackedRows(const Source source, const RowCod
   __syncthreads();
   if (thread < 32) {
     const float multiplier = MultiplierOf(source, states, blocks);
-    const RowScale scale = ScaleOfRow(states, coding.block_bits, blocks, multiplier);
+    const RowScale scale = ScaleOfRow(states, blocks, multiplier);
     if (thread == 0) result = {multiplier, scale, 0};
   }
   __syncthreads();
@@ -73,8 +75,8 @@ __global__ void __maxnreg__(56) CodePackedRows(const Source source, const RowCod
           for (int i = 0; i < kOctet; ++i) x[half][i] *= multiplier;
         }
       }
-      const float amax = states[block].magnitude * multiplier;
-      exponent = CodeBlock<2>(mask, x, amax, coding.block_bits[block], scale, codes);
+      const BlockState& state = states[block];
+      exponent = CodeBlock<2>(mask, x, state.magnitude * multiplier, state.bits, scale, codes);
     }
     int8_t* to = coding.codes + row * k + column;
     *reinterpret_cast<uint2*>(to) = codes[0];

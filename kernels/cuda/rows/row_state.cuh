@@ -9,6 +9,7 @@ namespace nibble::cuda {
 struct BlockState {
   float squares;    // Σ x² of a norm's input
   float magnitude;  // the largest, before the row's multiplier
+  int bits;         // 4 or 8
 };
 
 struct RowResult {
@@ -31,11 +32,10 @@ __device__ __forceinline__ float MultiplierOf(const Source& source, const BlockS
 }
 
 // The first warp finds a row's scale.
-__device__ __forceinline__ RowScale ScaleOfRow(const BlockState* states, const uint8_t* block_bits, int blocks,
-                                               float multiplier) {
+__device__ __forceinline__ RowScale ScaleOfRow(const BlockState* states, int blocks, float multiplier) {
   float max_wide = 0.0f, max_narrow = 0.0f;
   for (int b = static_cast<int>(threadIdx.x); b < blocks; b += 32) {
-    float& max = block_bits[b] == 8 ? max_wide : max_narrow;
+    float& max = states[b].bits == 8 ? max_wide : max_narrow;
     max = MaxMagnitude(max, states[b].magnitude);
   }
   max_wide = TreeMaxMagnitude<32>(~0u, max_wide) * multiplier;

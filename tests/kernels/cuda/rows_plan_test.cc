@@ -11,23 +11,23 @@ constexpr int kMultiprocessors = 132;
 std::string Plan(const RowShape& shape) { return ToString(PlanRow(shape, kShared, kMultiprocessors).value()); }
 
 TEST(PlanRow, PacksBfloat16RowsOfWholeBlocks) {
-  EXPECT_EQ(Plan({.rows = 1, .k = 128, .quantized = true}), "packed: 32 threads, 264 bytes");
-  EXPECT_EQ(Plan({.rows = 1, .k = 1536, .quantized = true}), "packed: 96 threads, 3168 bytes");
-  EXPECT_EQ(Plan({.rows = 32, .k = 8192, .quantized = true}), "packed: 512 threads, 16896 bytes");
-  EXPECT_EQ(Plan({.rows = 264, .k = 28672, .quantized = true}), "packed: 896 threads, 59136 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 128, .quantized = true}), "packed: 32 threads, 268 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 1536, .quantized = true}), "packed: 96 threads, 3216 bytes");
+  EXPECT_EQ(Plan({.rows = 32, .k = 8192, .quantized = true}), "packed: 512 threads, 17152 bytes");
+  EXPECT_EQ(Plan({.rows = 264, .k = 28672, .quantized = true}), "packed: 896 threads, 60032 bytes");
 }
 
 TEST(PlanRow, GivesManyRowsSmallerBlocks) {
-  EXPECT_EQ(Plan({.rows = 265, .k = 28672, .quantized = true}), "packed: 384 threads, 59136 bytes");
-  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true}), "packed: 256 threads, 16896 bytes");
-  EXPECT_EQ(Plan({.rows = 4096, .k = 4096, .quantized = true}), "packed: 128 threads, 8448 bytes");
+  EXPECT_EQ(Plan({.rows = 265, .k = 28672, .quantized = true}), "packed: 384 threads, 60032 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true}), "packed: 256 threads, 17152 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 4096, .quantized = true}), "packed: 128 threads, 8576 bytes");
 }
 
 TEST(PlanRow, KeepsTheOthersAsF32) {
-  EXPECT_EQ(Plan({.rows = 1, .k = 37, .dtype = DType::kF32}), "f32: 32 threads, 520 bytes");
-  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true, .perm = true}), "f32: 352 threads, 33280 bytes");
-  EXPECT_EQ(Plan({.rows = 1, .k = 8192, .dtype = DType::kF32, .quantized = true}), "f32: 1024 threads, 33280 bytes");
-  EXPECT_EQ(Plan({.rows = 4096, .k = 28672, .quantized = true, .hadamard = true}), "f32: 896 threads, 123648 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 37, .dtype = DType::kF32}), "f32: 32 threads, 524 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true, .perm = true}), "f32: 352 threads, 33536 bytes");
+  EXPECT_EQ(Plan({.rows = 1, .k = 8192, .dtype = DType::kF32, .quantized = true}), "f32: 1024 threads, 33536 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 28672, .quantized = true, .hadamard = true}), "f32: 896 threads, 124544 bytes");
 }
 
 TEST(PlanRow, NamesTheLimitOfRowsThatDoNotFit) {
