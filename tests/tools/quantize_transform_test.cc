@@ -123,13 +123,6 @@ Matrix Logits(const FloatModel& model, const std::vector<int>& tokens,
       std::vector<float>& max = (*keys)[layer].key_max;
       max.resize(k.back().size(), 0.0f);
       for (size_t i = 0; i < max.size(); ++i) max[i] = std::max(max[i], static_cast<float>(std::fabs(k.back()[i])));
-      std::vector<float>& square = (*keys)[layer].query_square;
-      square.resize(k.back().size(), 0.0f);
-      for (int64_t i = 0; i < c.num_heads * d; ++i) {
-        const double query = q.back()[static_cast<size_t>(i)];
-        square[static_cast<size_t>(i / d / groups * d + i % d)] +=
-            static_cast<float>(query * query / static_cast<double>(groups * static_cast<int64_t>(x.size())));
-      }
     }
     for (size_t t = 0; t < x.size(); ++t) {
       Vector out;
@@ -212,9 +205,7 @@ class TransformTest : public ::testing::Test {
     EXPECT_LT(LargestDifference(before_, after), 1e-4);
     for (size_t layer = 0; layer < seen.size(); ++layer) {
       for (size_t c = 0; c < seen[layer].key_max.size(); ++c) {
-        const double key = seen[layer].key_max[c], query = seen[layer].query_square[c];
-        ASSERT_NEAR(statistics_[layer].key_max[c], key, 1e-4 * (1 + key));
-        ASSERT_NEAR(statistics_[layer].query_square[c], query, 1e-4 * (1 + query));
+        ASSERT_NEAR(statistics_[layer].key_max[c], seen[layer].key_max[c], 1e-4);
       }
       for (size_t i = 0; i < kLayerInputs; ++i) {
         const InputStatistics &mine = statistics_[layer].inputs[i], &theirs = seen[layer].inputs[i];
@@ -254,19 +245,11 @@ class TransformTest : public ::testing::Test {
   Matrix before_;
 };
 
-TEST_F(TransformTest, SmoothAttentionKeepsTheFunctionAlsoWithQueries) {
-  const std::vector<float> query_square = statistics_[0].query_square;
-  for (size_t i = 0; i < model_.layers.size(); ++i)
-    SmoothAttention(model_.config, 0.6, 0.4, &statistics_[i], &model_.layers[i]);
-  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/0);
-  EXPECT_NE(statistics_[0].query_square, query_square);
-}
-
 TEST_F(TransformTest, SmoothAttentionKeepsTheFunction) {
   const std::vector<float> key_max = statistics_[0].key_max;
   std::vector<LayerStatistics> after_statistics(model_.layers.size());
   for (size_t i = 0; i < model_.layers.size(); ++i)
-    SmoothAttention(model_.config, 0.6, 0, &statistics_[i], &model_.layers[i]);
+    SmoothAttention(model_.config, 0.6, &statistics_[i], &model_.layers[i]);
   const Matrix after = Logits(model_, tokens_, unchanged_, &after_statistics);
   EXPECT_LT(LargestDifference(before_, after), 1e-4);
 
@@ -303,14 +286,15 @@ TEST_F(TransformTest, RotationsOfTheResidualKeepTheFunction) {
 }
 
 TEST_F(TransformTest, RotatedHeadsKeepTheFunction) {
-  for (DenseLayer& layer : model_.layers) RotateHeads(model_.config, &layer);
-  EXPECT_LT(LargestDifference(before_, Logits(model_, tokens_, unchanged_)), 1e-4);
+  for (size_t i = 0; i < model_.layers.size(); ++i) RotateHeads(model_.config, &statistics_[i], &model_.layers[i]);
+  ExpectFunctionAndStatisticsKept(/*down_hadamard=*/0);
 }
 
 TEST_F(TransformTest, SmoothedOutputsKeepTheFunction) {
   const std::vector<float> before = ChannelMax(statistics_[0].input(LayerInput::kDown).samples, 512);
   for (size_t i = 0; i < model_.layers.size(); ++i)
-    SmoothOutputs(model_.config, 0.5, &statistics_[i], &model_.layers[i]);
+    SmoothOutputs(model_.config, 0.5, /*heads_rotated=*/false, /*down_rotated=*/i == 1, &statistics_[i],
+                  &model_.layers[i]);
   ExpectFunctionAndStatisticsKept(/*down_hadamard=*/0);
   EXPECT_NE(ChannelMax(statistics_[0].input(LayerInput::kDown).samples, 512), before);
 }
@@ -335,11 +319,11 @@ TEST_F(TransformTest, OnlineHadamardKeepsTheFunction) {
 
 TEST_F(TransformTest, AllTransformsTogetherKeepTheFunction) {
   RotateEverything(Rotation::Hadamard(model_.config.hidden_size, 11));
-  for (DenseLayer& layer : model_.layers) RotateHeads(model_.config, &layer);
   statistics_ = Observe(0);
   for (size_t i = 0; i < model_.layers.size(); ++i) {
-    SmoothAttention(model_.config, 0.6, 0, &statistics_[i], &model_.layers[i]);
-    SmoothOutputs(model_.config, 0.3, &statistics_[i], &model_.layers[i]);
+    SmoothAttention(model_.config, 0.6, &statistics_[i], &model_.layers[i]);
+    SmoothOutputs(model_.config, 0.5, true, true, &statistics_[i], &model_.layers[i]);
+    RotateHeads(model_.config, &statistics_[i], &model_.layers[i]);
     SortNeurons(2, 256, &statistics_[i], &model_.layers[i]);
     RotateDown(256, &statistics_[i], &model_.layers[i]);
   }

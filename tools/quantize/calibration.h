@@ -32,9 +32,7 @@ struct LayerStatistics {
   InputStatistics& input(LayerInput which) { return inputs[static_cast<size_t>(which)]; }
   const InputStatistics& input(LayerInput which) const { return inputs[static_cast<size_t>(which)]; }
 
-  // After RoPE.
-  std::vector<float> key_max;       // [Hkv, D] largest |k|
-  std::vector<float> query_square;  // [Hkv, D] E[q²], mean over the query heads of the group
+  std::vector<float> key_max;  // [Hkv, D] largest |k| after RoPE
 };
 
 struct CalibrationOptions {

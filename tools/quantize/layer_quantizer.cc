@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kWindowsPerRun = 4;
 constexpr int64_t kScoutWindows = 8;   // of which transforms and plans see the inputs
 constexpr int64_t kSurveyWindows = 8;  // of which the residual's principal directions are taken
+constexpr double kWeightShare = 0.5;   // of the weights in these directions, relative to the inputs
 
 bool IsRowParallel(LayerInput which) { return which == LayerInput::kO || which == LayerInput::kDown; }
 
@@ -118,6 +119,9 @@ absl::Status LayerQuantizer::Survey(std::span<const float> basis, const Step& st
       NIBBLE_RETURN_IF_ERROR(step(absl::StrCat("layer ", layer, " survey")));
       NIBBLE_ASSIGN_OR_RETURN(DenseLayer dense, LoadDenseLayer(source_, layer));
       FoldNorms(&dense);
+      for (const LayerInput input : {LayerInput::kQkv, LayerInput::kGateUp}) {
+        NIBBLE_RETURN_IF_ERROR(SurveyWeights(dense, input, static_cast<double>(hidden.size()), moments.get()));
+      }
       NIBBLE_RETURN_IF_ERROR(runner_->LoadDense(dense, 0));
       for (size_t at = 0; at < hidden.size(); at += static_cast<size_t>(runner_->rows_per_run() * h)) {
         const size_t count = std::min(hidden.size() - at, static_cast<size_t>(runner_->rows_per_run() * h));
@@ -128,6 +132,21 @@ absl::Status LayerQuantizer::Survey(std::span<const float> basis, const Step& st
     directions = PrincipalBasis(hessian, h, leading, seed, &pool_);
   }
   rotation_ = std::make_unique<Rotation>(Rotation::Principal(std::move(directions), h, leading, seed));
+  return absl::OkStatus();
+}
+
+absl::Status LayerQuantizer::SurveyWeights(const DenseLayer& layer, LayerInput input, double energy,
+                                           InputMoments* moments) {
+  double weight_energy = 0;
+  for (const float column : ColumnEnergy(layer, input)) weight_energy += static_cast<double>(column);
+  if (!(weight_energy > 0)) return absl::OkStatus();
+  const float scale = static_cast<float>(std::sqrt(kWeightShare * energy / weight_energy));
+  for (size_t i = 0; i < kLayerLinears; ++i) {
+    if (InputOf(static_cast<LayerLinear>(i)) != input) continue;
+    std::vector<float> rows = layer.linears[i].weight;
+    for (float& w : rows) w *= scale;
+    NIBBLE_RETURN_IF_ERROR(rounding_->Accumulate(rows, moments));
+  }
   return absl::OkStatus();
 }
 
@@ -157,9 +176,7 @@ absl::StatusOr<LayerStatistics> LayerQuantizer::Scout(const DenseLayer& layer, c
   const int64_t windows = static_cast<int64_t>(windows_.size()), count = std::min(kScoutWindows, windows);
   const int64_t stride = std::max<int64_t>(1, count * window_tokens_ / options_.sample_rows);
   LayerStatistics statistics;
-  const int64_t heads = config_.num_kv_heads, d = config_.head_dim, groups = config_.num_query_groups();
-  statistics.key_max.assign(static_cast<size_t>(heads * d), 0.0f);
-  statistics.query_square.assign(static_cast<size_t>(heads * d), 0.0f);
+  statistics.key_max.assign(static_cast<size_t>(config_.num_kv_heads * config_.head_dim), 0.0f);
   for (size_t i = 0; i < kLayerInputs; ++i) statistics.inputs[i].k = InputChannels(layer, static_cast<LayerInput>(i));
   LayerTaps taps;
   taps.input = [&](LayerInput which, std::span<const float> rows) {
@@ -171,18 +188,9 @@ absl::StatusOr<LayerStatistics> LayerQuantizer::Scout(const DenseLayer& layer, c
     }
     return absl::OkStatus();
   };
-  taps.attention = [&](std::span<const float> queries, std::span<const float> keys) {
-    const std::vector<float> max = ChannelMax(keys, heads * d), square = MeanSquare(queries, groups * heads * d);
-    const float weight =
-        static_cast<float>(keys.size()) / static_cast<float>(count * window_tokens_ * heads * d * groups);
-    for (int64_t c = 0; c < heads * d; ++c) {
-      const size_t channel = static_cast<size_t>(c);
-      statistics.key_max[channel] = std::max(statistics.key_max[channel], max[channel]);
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t query = (c / d * groups + g) * d + c % d;
-        statistics.query_square[channel] += weight * square[static_cast<size_t>(query)];
-      }
-    }
+  taps.keys = [&](std::span<const float> keys) {
+    const std::vector<float> max = ChannelMax(keys, static_cast<int64_t>(statistics.key_max.size()));
+    for (size_t c = 0; c < max.size(); ++c) statistics.key_max[c] = std::max(statistics.key_max[c], max[c]);
   };
 
   NIBBLE_RETURN_IF_ERROR(runner_->LoadDense(layer, 0));
@@ -258,15 +266,16 @@ absl::StatusOr<QuantizedLayer> LayerQuantizer::Quantize(int64_t layer, std::vect
     FoldNorms(&dense);
     RotateResidual(*rotation_, &dense, &pool_);
   }
-  if (settings.rotate_heads) RotateHeads(config_, &dense);
 
   QuantizedLayer out;
   Plans plans;
   {
     NIBBLE_ASSIGN_OR_RETURN(LayerStatistics statistics, Scout(dense, *hidden));
-    if (settings.smooth_attention > 0)
-      SmoothAttention(config_, settings.smooth_attention, settings.smooth_queries, &statistics, &dense);
-    if (settings.smooth_output > 0) SmoothOutputs(config_, settings.smooth_output, &statistics, &dense);
+    if (settings.smooth_attention > 0) SmoothAttention(config_, settings.smooth_attention, &statistics, &dense);
+    if (settings.smooth_output > 0) {
+      SmoothOutputs(config_, settings.smooth_output, settings.rotate_heads, settings.rotate_down, &statistics, &dense);
+    }
+    if (settings.rotate_heads) RotateHeads(config_, &statistics, &dense);
     if (settings.sort_neurons)
       SortNeurons(RowSegments(config_), std::max(config_.down_hadamard, kBlock), &statistics, &dense);
     if (settings.rotate_down) RotateDown(config_.down_hadamard, &statistics, &dense);

@@ -83,6 +83,9 @@ class LayerQuantizer {
   absl::StatusOr<std::vector<float>> Embed(const std::vector<std::vector<uint32_t>>& windows) const;
   // Rows of a table [*, H], columns scaled, in the residual's basis.
   absl::StatusOr<std::vector<BF16>> RotatedRows(std::vector<BF16> values, std::span<const BF16> column_scale) const;
+  // Adds the rows of the linears that read `input`, scaled to kWeightShare of the inputs' energy: coding costs the
+  // output (energy of the 4-bit part) · (energy of its weight columns), and both should be small.
+  absl::Status SurveyWeights(const DenseLayer& layer, LayerInput input, double energy, InputMoments* moments);
   absl::StatusOr<LayerStatistics> Scout(const DenseLayer& layer, const std::vector<float>& hidden);
   absl::StatusOr<InputPlan> Plan(const DenseLayer& layer, const LayerStatistics& statistics, LayerInput which,
                                  double* coding_error);

@@ -188,8 +188,8 @@ absl::Status LayerRunner::Tap(const LayerTaps& taps, LayerInput which, const Lin
   return taps.input(which, host_);
 }
 
-void LayerRunner::TapAttention(const LayerTaps& taps, int64_t rows) {
-  if (layer_->quantized || !taps.attention) return;
+void LayerRunner::TapKeys(const LayerTaps& taps, int64_t rows) {
+  if (layer_->quantized || !taps.keys) return;
   const int64_t heads = config_.num_kv_heads, d = config_.head_dim, width = heads * d;
   const int64_t tokens = options_.window_tokens, pages = (tokens + kPageTokens - 1) / kPageTokens;
   const KvLayout layout = {.format = KvFormat::kF32, .kv_heads = heads, .head_dim = d};
@@ -204,14 +204,7 @@ void LayerRunner::TapAttention(const LayerTaps& taps, int64_t rows) {
       std::copy_n(keys + slot * d, d, host_.data() + t * width + head * d);
     }
   }
-  const int64_t queries_width = config_.num_heads * d, row_width = queries_width + 2 * width;
-  std::vector<float> qkv(static_cast<size_t>(rows * row_width)), queries;
-  ops_->Download(qkv.data(), qkv_.data(), qkv.size() * sizeof(float));
-  for (int64_t t = 0; t < rows; ++t) {
-    const auto row = qkv.begin() + t * row_width;
-    queries.insert(queries.end(), row, row + queries_width);
-  }
-  taps.attention(queries, host_);
+  taps.keys(host_);
 }
 
 absl::Status LayerRunner::Run(std::span<float> hidden, const LayerTaps& taps) {
@@ -257,7 +250,7 @@ absl::Status LayerRunner::Run(std::span<float> hidden, const LayerTaps& taps) {
                     .cos_sin = rope_.as<float>(),
                     .max_positions = config_.max_position_embeddings,
                     .pages = pages});
-  TapAttention(taps, rows);
+  TapKeys(taps, rows);
   ops_->Attention({.step = step,
                    .qkv = qkv,
                    .q_heads = config_.num_heads,

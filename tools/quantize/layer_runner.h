@@ -22,8 +22,8 @@ namespace nibble {
 struct LayerTaps {
   // The rows [T, K] that the linears of this input read, before coding, in f32; only of layers loaded dense.
   std::function<absl::Status(LayerInput, std::span<const float> rows)> input;
-  // Queries [T, Hq·D] and keys [T, Hkv·D] after RoPE, before coding; only of layers loaded dense.
-  std::function<void(std::span<const float> queries, std::span<const float> keys)> attention;
+  // Keys [T, Hkv·D] after RoPE, before coding; only of layers loaded dense.
+  std::function<void(std::span<const float> keys)> keys;
 };
 
 class LayerRunner {
@@ -56,7 +56,7 @@ class LayerRunner {
   absl::Status Allocate();
   absl::Status LoadNorms(const DenseLayer& layer);
   absl::Status Tap(const LayerTaps& taps, LayerInput which, const LinearInput& input);
-  void TapAttention(const LayerTaps& taps, int64_t rows);
+  void TapKeys(const LayerTaps& taps, int64_t rows);
   LinearInput Input(LayerInput which, int64_t rows);
   void Linear(LayerInput which, const LinearInput& input, const Rows& out);
 

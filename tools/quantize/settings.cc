@@ -67,7 +67,6 @@ const std::vector<Setting>& Settings() {
       Switch("rotate-down", &Q::rotate_down, "online block-Hadamard in front of down (R4)"),
       Switch("sort-neurons", &Q::sort_neurons, "feed-forward neurons by falling contribution, folded into the weights"),
       Number("smooth-attention", &Q::smooth_attention, 0.0, 1.0, "exponent of SmoothAttention on keys, 0 = off"),
-      Number("smooth-queries", &Q::smooth_queries, 0.0, 1.0, "exponent of the queries' size in it, 0 = QServe's own"),
       Number("smooth-output", &Q::smooth_output, 0.0, 1.0, "exponent of smoothing in front of o and down, 0 = off"),
       Number("seed", &Q::seed, int64_t{0}, int64_t{1} << 32, "of the rotations' signs"),
       Switch("clip-search", &Q::clip_search, "search the clips of weight rows and groups"),
@@ -101,6 +100,8 @@ absl::StatusOr<QuantizeSettings> PresetSettings(const std::string& name) {
   QuantizeSettings best = balanced;
   best.rotate_residual = ResidualRotation::kPrincipal;
   best.permute = ChannelOrder::kOff;
+  best.smooth_output = 0.5;
+  best.damp = 0.002;
   best.sort_neurons = true;
   best.clip_search = true;
   if (name == "none") return none;

@@ -34,7 +34,6 @@ struct QuantizeSettings {
   bool rotate_down = false;     // online block-Hadamard in front of down_proj (R4)
   bool sort_neurons = false;    // feed-forward neurons in falling order of what they contribute
   double smooth_attention = 0;  // exponent of max|k| that keys are divided by, 0 = off (SmoothAttention of QServe)
-  double smooth_queries = 0;    // exponent of the queries' size that keys are multiplied by, with smooth_attention
   double smooth_output = 0;     // the same for the channels of o_proj and down_proj (QServe), 0 = off
   int64_t seed = 1;             // of the random signs
 

@@ -59,6 +59,11 @@ void ReorderRows(std::span<const int32_t> order, DenseLinear* linear) {
   if (!linear->bias.empty()) linear->bias = Reordered<float>(linear->bias, order);
 }
 
+void RotateSamples(int64_t size, InputStatistics* input) {
+  HadamardBlocks(size, input->samples);
+  input->mean_square = MeanSquare(input->samples, input->k);
+}
+
 void DivideSamples(std::span<const float> factors, InputStatistics* input) {
   for (size_t i = 0; i < input->samples.size(); ++i) input->samples[i] /= factors[i % factors.size()];
   for (size_t c = 0; c < factors.size(); ++c) input->mean_square[c] /= factors[c] * factors[c];
@@ -88,7 +93,7 @@ void RotateResidual(const Rotation& rotation, DenseLayer* layer, ThreadPool* poo
   }
 }
 
-void RotateHeads(const ModelConfig& config, DenseLayer* layer) {
+void RotateHeads(const ModelConfig& config, LayerStatistics* statistics, DenseLayer* layer) {
   const int64_t d = config.head_dim;
   DenseLinear& v = layer->linear(LayerLinear::kV);
   std::vector<float> column(static_cast<size_t>(v.shape.n));
@@ -100,50 +105,55 @@ void RotateHeads(const ModelConfig& config, DenseLayer* layer) {
   if (!v.bias.empty()) HadamardBlocks(d, v.bias);
   DenseLinear& o = layer->linear(LayerLinear::kO);
   for (int64_t n = 0; n < o.shape.n; ++n) HadamardBlocks(d, Row(&o, n));
+  RotateSamples(d, &statistics->input(LayerInput::kO));
 }
 
-void SmoothAttention(const ModelConfig& config, double alpha, double beta, LayerStatistics* statistics,
-                     DenseLayer* layer) {
+void SmoothAttention(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer) {
   const int64_t d = config.head_dim, half = d / 2, groups = config.num_query_groups();
   NIBBLE_CHECK_EQ(static_cast<int64_t>(statistics->key_max.size()), config.num_kv_heads * d);
   for (int64_t head = 0; head < config.num_kv_heads; ++head) {
     float* key_max = statistics->key_max.data() + head * d;
-    float* query_square = statistics->query_square.data() + head * d;
     for (int64_t pair = 0; pair < half; ++pair) {
       const float largest = std::max({key_max[pair], key_max[pair + half], kSmallest});
-      const float read = std::max(std::sqrt((query_square[pair] + query_square[pair + half]) / 2), kSmallest);
-      const float lambda = static_cast<float>(std::pow(largest, alpha) / std::pow(read, beta));
+      const float lambda = static_cast<float>(std::pow(static_cast<double>(largest), alpha));
       for (const int64_t channel : {pair, pair + half}) {
         ScaleRow(&layer->linear(LayerLinear::kK), head * d + channel, 1 / lambda);
         for (int64_t group = 0; group < groups; ++group) {
           ScaleRow(&layer->linear(LayerLinear::kQ), (head * groups + group) * d + channel, lambda);
         }
         key_max[channel] /= lambda;
-        query_square[channel] *= lambda * lambda;
       }
     }
   }
 }
 
-void SmoothOutputs(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer) {
-  const auto lambda = [&](float largest_input, float largest_weight) {
-    const double x = std::max(largest_input, kSmallest), w = std::max(largest_weight, kSmallest);
+void SmoothOutputs(const ModelConfig& config, double alpha, bool heads_rotated, bool down_rotated,
+                   LayerStatistics* statistics, DenseLayer* layer) {
+  const auto sizes = [](std::span<const float> rows, int64_t k, bool rotated) {
+    if (!rotated) return ChannelMax(rows, k);
+    std::vector<float> size = MeanSquare(rows, k);
+    for (float& x : size) x = std::sqrt(x);
+    return size;
+  };
+  const auto lambda = [&](float input, float weight) {
+    const double x = std::max(input, kSmallest), w = std::max(weight, kSmallest);
     return static_cast<float>(std::pow(x, alpha) / std::pow(w, 1 - alpha));
   };
   // Value channel d of a KV head is channel d of every query head in its group.
   DenseLinear& o = layer->linear(LayerLinear::kO);
   InputStatistics& attention = statistics->input(LayerInput::kO);
-  const std::vector<float> x = ChannelMax(attention.samples, o.shape.k), w = ChannelMax(o.weight, o.shape.k);
+  const std::vector<float> x = sizes(attention.samples, o.shape.k, heads_rotated);
+  const std::vector<float> w = sizes(o.weight, o.shape.k, heads_rotated);
   const int64_t d = config.head_dim, groups = config.num_query_groups();
   std::vector<float> factors(x.size());
   for (int64_t channel = 0; channel < config.num_kv_heads * d; ++channel) {
     const int64_t first = channel / d * groups * d + channel % d;
-    float largest_input = 0, largest_weight = 0;
+    float input = 0, weight = 0;
     for (int64_t i = first; i < first + groups * d; i += d) {
-      largest_input = std::max(largest_input, x[static_cast<size_t>(i)]);
-      largest_weight = std::max(largest_weight, w[static_cast<size_t>(i)]);
+      input = std::max(input, x[static_cast<size_t>(i)]);
+      weight = std::max(weight, w[static_cast<size_t>(i)]);
     }
-    const float factor = lambda(largest_input, largest_weight);
+    const float factor = lambda(input, weight);
     for (int64_t i = first; i < first + groups * d; i += d) factors[static_cast<size_t>(i)] = factor;
     ScaleRow(&layer->linear(LayerLinear::kV), channel, 1 / factor);
   }
@@ -152,7 +162,8 @@ void SmoothOutputs(const ModelConfig& config, double alpha, LayerStatistics* sta
 
   DenseLinear& down = layer->linear(LayerLinear::kDown);
   InputStatistics& mlp = statistics->input(LayerInput::kDown);
-  const std::vector<float> h = ChannelMax(mlp.samples, down.shape.k), u = ChannelMax(down.weight, down.shape.k);
+  const std::vector<float> h = sizes(mlp.samples, down.shape.k, down_rotated);
+  const std::vector<float> u = sizes(down.weight, down.shape.k, down_rotated);
   factors.resize(h.size());
   for (size_t c = 0; c < factors.size(); ++c) {
     factors[c] = lambda(h[c], u[c]);
@@ -189,9 +200,7 @@ void SortNeurons(int64_t segments, int64_t unit, LayerStatistics* statistics, De
 void RotateDown(int64_t size, LayerStatistics* statistics, DenseLayer* layer) {
   DenseLinear& down = layer->linear(LayerLinear::kDown);
   for (int64_t n = 0; n < down.shape.n; ++n) HadamardBlocks(size, Row(&down, n));
-  InputStatistics& input = statistics->input(LayerInput::kDown);
-  HadamardBlocks(size, input.samples);
-  input.mean_square = MeanSquare(input.samples, input.k);
+  RotateSamples(size, &statistics->input(LayerInput::kDown));
 }
 
 int64_t DownHadamardSize(const ModelConfig& config) {

@@ -22,23 +22,23 @@ void FoldNorms(DenseLayer* layer);
 // are rotated with Rotation::ApplyToRows.
 void RotateResidual(const Rotation& rotation, DenseLayer* layer, ThreadPool* pool);
 
+// SmoothAttention (QServe, section 4.2): keys have channels far larger than the rest, which four bits shared by a head
+// represent badly. Every RoPE pair of key channels is divided by λ = max|k|^alpha and the queries that meet it are
+// multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group because they
+// share the key head.
+void SmoothAttention(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer);
+
+// Output smoothing (QServe, section 4.3): channels of o_proj's and down_proj's inputs are divided by λ = x^alpha /
+// w^(1 - alpha), their weights multiplied. Folded into v_proj, where one λ serves the query heads that share a value
+// channel, and into up_proj. x and w are the largest magnitudes of the channel and of its weights, as in QServe; where
+// a Hadamard follows (`heads_rotated`, `down_rotated`), their root mean squares: it spreads a block's energy evenly,
+// the error of the output is then proportional to Σ (x/λ)² · Σ (wλ)² over the block, and least at alpha = 1/2.
+void SmoothOutputs(const ModelConfig& config, double alpha, bool heads_rotated, bool down_rotated,
+                   LayerStatistics* statistics, DenseLayer* layer);
+
 // R2 (QuaRot, section 4): orthonormal Hadamard on every value head and on the o_proj channels of the query heads that
 // read it. Attention averages values, so it commutes.
-void RotateHeads(const ModelConfig& config, DenseLayer* layer);
-
-// SmoothAttention (QServe, section 4.2): keys have channels far larger than the rest, which four bits shared by a head
-// represent badly. Every RoPE pair of key channels is divided by λ = max|k|^alpha / E[q²]^(beta/2) and the queries that
-// meet it are multiplied, so q·k is unchanged: the pair shares λ because RoPE mixes it, the query heads of a group
-// because they share the key head. Beta is ours: what coding a key channel costs is multiplied by its queries, so that
-// a channel that queries hardly read may be compressed further. (If a head's range grew as the p-norm of its channels'
-// sizes, the error of q·k would be least at alpha = p / (p + 2), beta = 1 - alpha.)
-void SmoothAttention(const ModelConfig& config, double alpha, double beta, LayerStatistics* statistics,
-                     DenseLayer* layer);
-
-// Output smoothing (QServe, section 4.3): channels of o_proj's and down_proj's inputs are divided by λ = max|x|^alpha /
-// max|w|^(1 - alpha), their weights multiplied. Folded into v_proj, where one λ serves the query heads that share a
-// value channel, and into up_proj. For down_proj it comes before the online Hadamard.
-void SmoothOutputs(const ModelConfig& config, double alpha, LayerStatistics* statistics, DenseLayer* layer);
+void RotateHeads(const ModelConfig& config, LayerStatistics* statistics, DenseLayer* layer);
 
 // Feed-forward neurons in falling order of what they add to the output, sqrt(E[x²] · Σ_n W_down[n,k]²), dealt in units
 // of `unit` neurons to `segments` equal segments in turn, so that tensor-parallel ranks get equal shares. Neighbours
