@@ -40,6 +40,10 @@ class ModelBackend : public Backend {
   v1::ModelInfo model() const override { return model_; }
 
   absl::StatusOr<std::shared_ptr<Shard>> Load(int rank, int world_size) override {
+    if (options_.backend == "cuda" && world_size > 1) {
+      return absl::UnimplementedError(
+          fmt::format("a group of {} ranks on backend cuda: collectives work on host memory only", world_size));
+    }
     std::lock_guard lock(mutex_);  // one load at a time: two would fight for memory and disk
     if (shard_ != nullptr && rank_ == rank && world_size_ == world_size) return shard_;
     shard_ = nullptr;  // the old shard goes before the new one comes, unless a group still uses it
