@@ -161,7 +161,7 @@ if wants bench; then
   cat "$out/op.txt"
   detail=$(tail -n 1 "$out/op.txt")
   [ $code -eq 0 ] && result=ok || result=FAILED
-  record 'operator benchmark' $result $((SECONDS - begin)) "${detail:-$(tail -n 1 "$out/op.log")}"
+  record 'operator benchmark' "$result" $((SECONDS - begin)) "${detail:-$(tail -n 1 "$out/op.log")}"
 fi
 
 # ---- one table, a verdict, JSON
