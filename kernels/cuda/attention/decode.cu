@@ -3,7 +3,8 @@
 // A block of four warps owns a piece of the line of heads (segments.h) and walks it chunk by chunk. Each warp computes
 // one stream of the chunk: its lane 0 copies page after page into the warp's ring of slots, always kSlots pages ahead
 // of the arithmetic and across chunk and head boundaries. At the end of a chunk the warps leave their accumulators in
-// the slot each used last (its refill waits that long), and all threads fold them.
+// shared memory, meet at the chunk's one barrier, and all threads fold them. What is written for the next fold or the
+// next head goes to the other of two buffers.
 //
 // Tensor-core roles: tokens are rows of A and the eight query heads columns of B in K · Q; channels are rows of A and
 // heads columns of B in V · P. So codes go from shared memory to A registers with one AND per register.
@@ -11,7 +12,6 @@
 #include "kernels/cuda/attention/decode.h"
 #include "kernels/cuda/attention/step_rows.cuh"
 #include "kernels/cuda/ptx/bulk_copy.h"
-#include "kernels/cuda/ptx/fence.h"
 #include "kernels/cuda/ptx/launch.h"
 #include "kernels/cuda/ptx/mbarrier.h"
 #include "kernels/cuda/ptx/shared.h"
@@ -23,6 +23,8 @@ constexpr int kWarps = kStreams;
 constexpr int kThreads = kWarps * 32;
 constexpr int kSlots = 2;                   // pages in flight per warp
 constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kListedPartials = 64;         // that are listed at once when a head is combined
+constexpr uint32_t kStartsGroup = 1u << 31;
 constexpr int kTileHeads = 8;               // query heads of one tensor-core tile
 
 struct DecodeParameters {
@@ -54,16 +56,18 @@ struct Sizes {
 template <int kWords>
 struct Shared {
   alignas(128) uint8_t ring[kWarps * kSlots * Sizes<kWords>::kHeadBytes];
-  alignas(16) uint8_t query[Sizes<kWords>::kQueryBytes];
+  float4 merge[2][kWarps][Sizes<kWords>::kUnits];  // accumulators of a chunk's streams
+  SoftmaxState states[2][kWarps][kTileHeads];
+  alignas(16) uint8_t query[2][Sizes<kWords>::kQueryBytes];
+  QueryFactors factors[2][kTileHeads];
   float4 totals[Sizes<kWords>::kUnits];  // of the head's groups before the current one; each thread keeps its own
   SoftmaxState total_states[Sizes<kWords>::kUnits];
-  QueryFactors factors[kTileHeads];
-  SoftmaxState states[kWarps][kTileHeads];
-  int merge_slot[kWarps];
   uint64_t barriers[kWarps * kSlots];
-  int scan_pages[kWarps], scan_chunks[kWarps];
-  int first_row, first_row_pages;  // where the block's piece of the line begins: row, and pages of the rows before it
+  int scan_cost[kWarps], scan_chunks[kWarps];
+  int first_row, first_row_cost;  // where the block's piece of the line begins: row, and cost of the rows before it
   int is_last;
+  uint32_t partial_list[kListedPartials];
+  int partial_count;
 };
 
 // A run of chunks of one head inside the block's piece of the line.
@@ -73,6 +77,7 @@ struct Piece {
   int fresh_page;    // first page that this step's rows write
   int start;         // of the head on the line
   __device__ __forceinline__ int pages() const { return PagesOf(tokens); }
+  __device__ __forceinline__ int cost() const { return HeadCost(pages()); }
 };
 
 // The rows of the step, and the block's piece [line_begin, line_end) of the line.
@@ -105,8 +110,8 @@ struct Walk {
     Piece piece;
     piece.row = row;
     LoadRow(&piece);
-    piece.head = (line_begin - row_start) / piece.pages();
-    piece.start = row_start + piece.head * piece.pages();
+    piece.head = (line_begin - row_start) / piece.cost();
+    piece.start = row_start + piece.head * piece.cost();
     piece.begin = ChunkBoundary(line_begin - piece.start, piece.pages());
     piece.end = ChunkBoundary(line_end - piece.start, piece.pages());
     if (piece.begin == ChunksOf(piece.pages())) Advance(&piece);
@@ -114,7 +119,7 @@ struct Walk {
   }
   // To the next head; begin == end when it belongs to the next block.
   __device__ __forceinline__ void Advance(Piece* piece) const {
-    piece->start += piece->pages();
+    piece->start += piece->cost();
     piece->begin = piece->end = 0;
     if (piece->start >= line_end) return;
     if (++piece->head == heads) {
@@ -126,56 +131,56 @@ struct Walk {
   }
 };
 
-// Sums pages and chunks over the rows of the step and finds where this block's piece of the line begins.
+// Sums cost and chunks over the rows of the step and finds where this block's piece of the line begins.
 template <int kWords>
 __device__ __forceinline__ HeadLine Survey(const DecodeParameters& p, Walk* walk, Shared<kWords>* shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int rows_each = (p.step.rows + kThreads - 1) / kThreads;
   const int row_begin = min(static_cast<int>(threadIdx.x) * rows_each, p.step.rows);
   const int row_end = min(row_begin + rows_each, p.step.rows);
-  int pages = 0, chunks = 0;
+  int cost = 0, chunks = 0;
   for (int row = row_begin; row < row_end; ++row) {
     const int row_pages = PagesOf(walk->Tokens(row, CheckedSequence(p.step, row)));
-    pages += row_pages;
+    cost += HeadCost(row_pages);
     chunks += ChunksOf(row_pages);
   }
-  int pages_to = pages, chunks_to = chunks;  // inclusive sums over the warp's lanes
+  int cost_to = cost, chunks_to = chunks;  // inclusive sums over the warp's lanes
 #pragma unroll
   for (int lanes = 1; lanes < 32; lanes *= 2) {
-    const int more_pages = __shfl_up_sync(~0u, pages_to, lanes), more_chunks = __shfl_up_sync(~0u, chunks_to, lanes);
+    const int more_cost = __shfl_up_sync(~0u, cost_to, lanes), more_chunks = __shfl_up_sync(~0u, chunks_to, lanes);
     if (lane >= lanes) {
-      pages_to += more_pages;
+      cost_to += more_cost;
       chunks_to += more_chunks;
     }
   }
   if (lane == 31) {
-    shared->scan_pages[warp] = pages_to;
+    shared->scan_cost[warp] = cost_to;
     shared->scan_chunks[warp] = chunks_to;
   }
   __syncthreads();
-  int all_pages = 0, all_chunks = 0, before = pages_to - pages;
+  int all_cost = 0, all_chunks = 0, before = cost_to - cost;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) before += shared->scan_pages[w];
-    all_pages += shared->scan_pages[w];
+    if (w < warp) before += shared->scan_cost[w];
+    all_cost += shared->scan_cost[w];
     all_chunks += shared->scan_chunks[w];
   }
-  if (static_cast<int64_t>(all_pages) * walk->heads > INT32_MAX) __trap();
-  const HeadLine line = CutLine(all_pages * walk->heads, all_chunks * walk->heads, gridDim.x);
+  if (static_cast<int64_t>(all_cost) * walk->heads > INT32_MAX) __trap();
+  const HeadLine line = CutLine(all_cost * walk->heads, all_chunks * walk->heads, gridDim.x);
   if (static_cast<int>(blockIdx.x) >= line.blocks) return line;
   walk->line_begin = line.Cut(blockIdx.x);
   walk->line_end = line.Cut(blockIdx.x + 1);
-  const int target = walk->line_begin / walk->heads;  // in pages of rows
-  if (before <= target && target < before + pages) {
+  const int target = walk->line_begin / walk->heads;  // in cost of rows
+  if (before <= target && target < before + cost) {
     int row = row_begin;
     while (true) {
-      const int row_pages = PagesOf(walk->Tokens(row, CheckedSequence(p.step, row)));
-      if (target < before + row_pages) break;
-      before += row_pages;
+      const int row_cost = HeadCost(PagesOf(walk->Tokens(row, CheckedSequence(p.step, row))));
+      if (target < before + row_cost) break;
+      before += row_cost;
       ++row;
     }
     shared->first_row = row;
-    shared->first_row_pages = before;
+    shared->first_row_cost = before;
   }
   __syncthreads();
   return line;
@@ -424,83 +429,95 @@ __device__ __forceinline__ void StorePartial(float4* partial, int index, const U
   }
 }
 
-// Where a block keeps its partials of a piece: the piece that begins inside a head comes first, the other at the end.
-template <int kWords>
-__device__ __forceinline__ float4* PartialsOf(const DecodeParameters& p, int block, bool begins_inside) {
+// Number of the first partial that a block keeps of a piece: that of the piece which begins inside a head comes first,
+// the other's at the end.
+__device__ __forceinline__ int PartialsBegin(const DecodeParameters& p, int block, bool begins_inside) {
   const int per_block = MaxPartials(p.step.max_pages);
   const int groups = (ChunksOf(p.step.max_pages) + kGroupChunks - 1) / kGroupChunks;
-  return p.partials + (static_cast<int64_t>(block) * per_block + (begins_inside ? 0 : per_block - groups)) *
-                          Sizes<kWords>::kPartialFloat4;
+  return block * per_block + (begins_inside ? 0 : per_block - groups);
 }
 
-// The partials of a divided head in order, block after block.
+// Lists the partials of a divided head in order, block after block, from number `skip` on, as many as the list holds:
+// their places, and a bit for those that start a group. Returns how many there are in all. One warp.
 template <int kWords>
-struct PartialCursor {
-  const DecodeParameters& p;
-  const HeadLine& line;
-  const Piece& piece;
-  int block, chunk, end;
-  const float4* partial;
-
-  __device__ __forceinline__ PartialCursor(const DecodeParameters& parameters, const HeadLine& head_line,
-                                           const Piece& head, int first_block)
-      : p(parameters), line(head_line), piece(head), block(first_block - 1), chunk(0), end(0), partial(nullptr) {
-    Settle();
-  }
-  __device__ __forceinline__ bool done() const { return chunk == ChunksOf(piece.pages()); }
-  __device__ __forceinline__ void Next() {
-    chunk = PartialEnd(chunk, end);
-    partial += Sizes<kWords>::kPartialFloat4;
-    if (chunk == end) Settle();
-  }
-  // To the block that holds `chunk`.
-  __device__ __forceinline__ void Settle() {
-    while (end == chunk && !done()) {
-      ++block;
-      end = ChunkBoundary(line.Cut(block + 1) - piece.start, piece.pages());
+__device__ __forceinline__ int ListPartials(const DecodeParameters& p, const HeadLine& line, const Piece& piece,
+                                            int first_block, int skip, uint32_t* list) {
+  const int lane = threadIdx.x % 32, pages = piece.pages(), chunks = ChunksOf(pages);
+  int listed = 0;
+  for (int block = first_block + lane;; block += 32) {
+    const int begin = ChunkBoundary(line.Cut(block) - piece.start, pages);
+    const int end = ChunkBoundary(line.Cut(block + 1) - piece.start, pages);
+    const int count = PartialCount(begin, end);
+    int to = count;
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int more = __shfl_up_sync(~0u, to, lanes);
+      if (lane >= lanes) to += more;
     }
-    partial = PartialsOf<kWords>(p, block, chunk != 0);
+    const uint32_t place = PartialsBegin(p, block, begin != 0);
+    int chunk = begin;
+    for (int i = 0; i < count; ++i) {
+      const int at = listed + to - count + i - skip;
+      if (at >= 0 && at < kListedPartials) {
+        list[at] = (place + i) | (chunk % kGroupChunks == 0 ? kStartsGroup : 0);
+      }
+      chunk = PartialEnd(chunk, end);
+    }
+    listed += __shfl_sync(~0u, to, 31);
+    if (__shfl_sync(~0u, end, 31) == chunks) return listed;
   }
-};
+}
 
 // The block that finished a divided head last folds its partials, in order, and writes the output.
 template <int kWords>
 __device__ __forceinline__ void Combine(const DecodeParameters& p, const HeadLine& line, const Piece& piece,
-                                        int first_block) {
+                                        int first_block, Shared<kWords>* shared) {
   using S = Sizes<kWords>;
-  constexpr int kBatch = 4;  // partials loaded at once
+  constexpr int kBatch = 8;  // partials loaded at once
+  Unit total[S::kThreadUnits], group[S::kThreadUnits];
+  bool total_empty = true, group_empty = true;
+  for (int skip = 0;; skip += kListedPartials) {
+    if (threadIdx.x < 32) {
+      const int all = ListPartials<kWords>(p, line, piece, first_block, skip, shared->partial_list);
+      if (threadIdx.x == 0) shared->partial_count = all - skip;
+    }
+    __syncthreads();
+    const int listed = shared->partial_count, count = min(listed, kListedPartials);
 #pragma unroll 1
-  for (int index = threadIdx.x; index < S::kUnits; index += kThreads) {
-    Unit total, group;
-    bool total_empty = true, group_empty = true;
-    PartialCursor<kWords> cursor(p, line, piece, first_block);
-    while (!cursor.done()) {
-      Unit loaded[kBatch];
-      uint32_t starts = 0;  // bit k: partial k starts a group
-      int count = 0;
+    for (int base = 0; base < count; base += kBatch) {
+      float4 accumulators[kBatch][S::kThreadUnits], states[kBatch][S::kThreadUnits];
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (cursor.done()) continue;
-        const float4 state = __ldcg(cursor.partial + S::kUnits + UnitHead<kWords>(index));
-        loaded[k] = {{state.x, state.y, state.z}, __ldcg(cursor.partial + index)};
-        starts |= static_cast<uint32_t>(cursor.chunk % kGroupChunks == 0) << k;
-        ++count;
-        cursor.Next();
+        const float4* partial = p.partials + static_cast<int64_t>(shared->partial_list[min(base + k, count - 1)] &
+                                                                  ~kStartsGroup) * S::kPartialFloat4;
+#pragma unroll
+        for (int n = 0; n < S::kThreadUnits; ++n) {
+          const int index = threadIdx.x + n * kThreads;
+          accumulators[k][n] = __ldcg(partial + index);
+          states[k][n] = __ldcg(partial + S::kUnits + UnitHead<kWords>(index));
+        }
       }
 #pragma unroll
       for (int k = 0; k < kBatch; ++k) {
-        if (k >= count) continue;
-        if ((starts >> k & 1) != 0 && !group_empty) {
-          FoldInto(&total, total_empty, group);
-          total_empty = false;
-          group_empty = true;
+        if (base + k >= count) break;
+        const bool starts = (shared->partial_list[base + k] & kStartsGroup) != 0;
+#pragma unroll
+        for (int n = 0; n < S::kThreadUnits; ++n) {
+          if (starts && !group_empty) FoldInto(&total[n], total_empty, group[n]);
+          FoldInto(&group[n], starts || group_empty,
+                   {{states[k][n].x, states[k][n].y, states[k][n].z}, accumulators[k][n]});
         }
-        FoldInto(&group, group_empty, loaded[k]);
+        if (starts && !group_empty) total_empty = false;
         group_empty = false;
       }
     }
-    FoldInto(&total, total_empty, group);
-    StoreOutput<kWords>(p, piece, index, total);
+    if (listed <= kListedPartials) break;
+    __syncthreads();
+  }
+#pragma unroll
+  for (int n = 0; n < S::kThreadUnits; ++n) {
+    FoldInto(&total[n], total_empty, group[n]);
+    StoreOutput<kWords>(p, piece, threadIdx.x + n * kThreads, total[n]);
   }
 }
 
@@ -513,7 +530,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
   const uint32_t ring = SharedAddress(shared.ring) + warp * kSlots * S::kHeadBytes;
   const uint32_t barriers = SharedAddress(shared.barriers) + warp * kSlots * 8;
-  const uint32_t query = SharedAddress(shared.query);
   GridDependencyLaunch();
   if (lane == 0) {
     for (int i = 0; i < kSlots; ++i) MbarrierInit(barriers + 8 * i, 1);
@@ -525,7 +541,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     GridDependencyWait();  // a grid must not finish before the grids in front of it
     return;
   }
-  Piece piece = walk.First(shared.first_row, shared.first_row_pages * walk.heads);
+  Piece piece = walk.First(shared.first_row, shared.first_row_cost * walk.heads);
 
   PageCopier<kWords> copier(walk, piece, ring, barriers);
   int started = 0;
@@ -541,33 +557,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     return __ldcg(reinterpret_cast<const uint4*>(
         p.q + of.row * p.q_stride + (of.head / p.tiles * p.group + in_group) * S::kHeadDim + query_channels * 8));
   };
-  const auto prepare_query = [&](const uint4& raw) {
+  const auto prepare_query = [&](const uint4& raw, int buffer) {
     if (query_head >= kTileHeads) return;
     QueryFactors factors;
     const uint4 words = PrepareQuery<S::kHeadDim>(raw, p.scale_log2e, &factors);
     const int query_t = query_channels / kWords, word = query_channels % kWords;
-    StoreShared128(query + (word * 32 + query_head * 4 + query_t) * 16, words);
-    if (query_channels == 0) shared.factors[query_head] = factors;
+    StoreShared128(SharedAddress(shared.query[buffer]) + (word * 32 + query_head * 4 + query_t) * 16, words);
+    if (query_channels == 0) shared.factors[buffer][query_head] = factors;
   };
-  prepare_query(load_query(piece));
+  prepare_query(load_query(piece), 0);
   __syncthreads();
 
-  int slot = 0;
+  int slot = 0, query_buffer = 0, merge_buffer = 0;
   uint32_t parity = 0;
   while (piece.begin < piece.end) {
     Piece next = piece;
     walk.Advance(&next);
     const uint4 next_query = load_query(next);
-    const QueryFactors factors[2] = {shared.factors[2 * t], shared.factors[2 * t + 1]};
+    const uint32_t query = SharedAddress(shared.query[query_buffer]);
+    const QueryFactors factors[2] = {shared.factors[query_buffer][2 * t], shared.factors[query_buffer][2 * t + 1]};
     const int pages = piece.pages(), chunks = ChunksOf(pages);
     const bool whole = piece.begin == 0 && piece.end == chunks;
-    float4* partial = PartialsOf<kWords>(p, blockIdx.x, piece.begin != 0);
+    float4* partial =
+        p.partials + static_cast<int64_t>(PartialsBegin(p, blockIdx.x, piece.begin != 0)) * S::kPartialFloat4;
     Unit group[S::kThreadUnits];
     for (int chunk = piece.begin; chunk < piece.end; ++chunk) {
       const int chunk_pages = min(pages - chunk * kChunkPages, kChunkPages);
       const int chunk_tokens = piece.tokens - chunk * kChunkPages * kTokensPerPage;
       Stream<kWords> stream;
-      int last_slot = 0;
       for (int i = warp; i < chunk_pages; i += kStreams) {
         const uint32_t address = ring + slot * S::kHeadBytes;
         MbarrierWait(barriers + 8 * slot, parity);
@@ -578,10 +595,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
           AttendPage<kWords, false>(address, query, valid, factors, &stream);
         }
         __syncwarp();
-        last_slot = slot;
         slot = slot + 1 == kSlots ? 0 : slot + 1;
         if (slot == 0) parity ^= 1;
-        if (i + kStreams < chunk_pages) copier.Start(true);  // the last one's slot is needed for the fold
+        copier.Start(true);
       }
       if (warp < chunk_pages) {
 #pragma unroll
@@ -592,21 +608,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
             stream.zero[h] += __shfl_xor_sync(~0u, stream.zero[h], lanes);
           }
           if (lane < 4) {
-            shared.states[warp][2 * t + h] = {stream.reference[h] * factors[h].score, stream.sum[h], stream.zero[h]};
+            shared.states[merge_buffer][warp][2 * t + h] = {stream.reference[h] * factors[h].score, stream.sum[h], stream.zero[h]};
           }
         }
-        float4* merge = reinterpret_cast<float4*>(shared.ring + (warp * kSlots + last_slot) * S::kHeadBytes);
+        float4* merge = shared.merge[merge_buffer][warp];
 #pragma unroll
         for (int w = 0; w < kWords; ++w) {
           const auto& a = stream.accumulators;
           merge[w * 32 + lane] = make_float4(a[2 * w][0], a[2 * w][2], a[2 * w + 1][0], a[2 * w + 1][2]);
           merge[(kWords + w) * 32 + lane] = make_float4(a[2 * w][1], a[2 * w][3], a[2 * w + 1][1], a[2 * w + 1][3]);
         }
-        if (lane == 0) shared.merge_slot[warp] = (warp * kSlots + last_slot) * S::kHeadBytes;
       }
-      __syncthreads();
       const bool piece_ends = chunk + 1 == piece.end;
-      if (piece_ends) prepare_query(next_query);
+      if (piece_ends) prepare_query(next_query, query_buffer ^ 1);
+      __syncthreads();
       const bool group_starts = chunk % kGroupChunks == 0;
       const bool group_ends = (chunk + 1) % kGroupChunks == 0 || piece_ends;
       const bool group_known = chunk / kGroupChunks * kGroupChunks >= piece.begin;  // its first chunk was folded here
@@ -618,9 +633,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 #pragma unroll
         for (int w = 0; w < kStreams; ++w) {
           if (w >= streams) break;
-          const Unit of_stream = {shared.states[w][head],
-                                  reinterpret_cast<const float4*>(shared.ring + shared.merge_slot[w])[index]};
-          FoldInto(&unit, w == 0, of_stream);
+          FoldInto(&unit, w == 0, {shared.states[merge_buffer][w][head], shared.merge[merge_buffer][w][index]});
         }
         if (!group_known) {
           StorePartial<kWords>(partial, index, unit);
@@ -645,15 +658,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         }
       }
       if (!group_known || group_ends) partial += S::kPartialFloat4;
-      // The slot goes back to the asynchronous copies after ordinary accesses to it.
-      FenceProxyAsync();
-      if (piece_ends && !whole) __threadfence();  // partials, before the arrival below
-      __syncthreads();
-      if (warp < chunk_pages) copier.Start(true);
+      merge_buffer ^= 1;
     }
+    query_buffer ^= 1;
     if (!whole) {
       int first_block = max(piece.start / line.share - 1, 0);
       while (ChunkBoundary(line.Cut(first_block + 1) - piece.start, pages) == 0) ++first_block;
+      __threadfence();  // this thread's partials, before the block's arrival
+      __syncthreads();
       if (threadIdx.x == 0) {
         const uint32_t done = piece.end - piece.begin;
         const bool last = atomicAdd(p.counters + first_block, done) + done == static_cast<uint32_t>(chunks);
@@ -662,7 +674,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         shared.is_last = last;
       }
       __syncthreads();
-      if (shared.is_last) Combine<kWords>(p, line, piece, first_block);
+      if (shared.is_last) Combine<kWords>(p, line, piece, first_block, &shared);
     }
     piece = next;
   }

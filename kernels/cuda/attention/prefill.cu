@@ -228,28 +228,33 @@ __device__ __forceinline__ void Produce(const PrefillParameters& p, Shared<kHead
     };
     // The page after the one that is being unpacked is on its way, and the number of the one after that.
     PageOrder order(tile.pages()), following(tile.pages());
-    RawPage<kHeadDim> raw, next_raw;
-    raw.Load(head_of(__ldg(table + order.page())));
     following.Next();
-    int next_page = following.done() ? -1 : __ldg(table + following.page());
-    while (!order.done()) {
+    int next_page = following.done() ? 0 : __ldg(table + following.page());
+    RawPage<kHeadDim> even, odd;
+    even.Load(head_of(__ldg(table + order.page())));
+    const auto produce = [&](const RawPage<kHeadDim>& raw, RawPage<kHeadDim>* next) {
       const int valid = tile.position + tile.rows - order.page() * kTokensPerPage;
       order.Next();
       if (!order.done()) {
-        next_raw.Load(head_of(next_page));
+        next->Load(head_of(next_page));
         following.Next();
         if (!following.done()) next_page = __ldg(table + following.page());
       }
       MbarrierWait(SharedAddress(&shared->empty[stage]), parity ^ 1);
-      raw.Unpack(SharedAddress(shared->stages[stage].k), SharedAddress(shared->stages[stage].v),
-                 valid, shared->k_parameters[stage], shared->v_parameters[stage]);
+      raw.Unpack(SharedAddress(shared->stages[stage].k), SharedAddress(shared->stages[stage].v), valid,
+                 shared->k_parameters[stage], shared->v_parameters[stage]);
       FenceProxyAsync();
       MbarrierArrive(SharedAddress(&shared->full[stage]));
-      raw = next_raw;
       if (++stage == kStages) {
         stage = 0;
         parity ^= 1;
       }
+    };
+    while (true) {
+      produce(even, &odd);
+      if (order.done()) break;
+      produce(odd, &even);
+      if (order.done()) break;
     }
   }
 }

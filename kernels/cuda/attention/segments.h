@@ -2,8 +2,8 @@
 // on host and device.
 //
 // A "head" here is one (row, KV head) pair: the context of a row as one KV head sees it. The heads of a step lie one
-// behind the other on a line of pages, and every block gets an equal piece of the line, each end moved to the nearest
-// chunk boundary. So most groups and heads lie wholly inside one block and are folded there, and only what a cut divides
+// behind the other on a line, each as long as it costs, and every block gets an equal piece of the line, each end moved
+// to the nearest chunk boundary. So most groups and heads lie wholly inside one block and are folded there, and only what a cut divides
 // goes through memory.
 #pragma once
 
@@ -21,37 +21,46 @@ inline constexpr int kGroupChunks = 4;   // chunks folded before groups are
 NIBBLE_HOST_DEVICE constexpr int PagesOf(int tokens) { return (tokens + kTokensPerPage - 1) / kTokensPerPage; }
 NIBBLE_HOST_DEVICE constexpr int ChunksOf(int pages) { return (pages + kChunkPages - 1) / kChunkPages; }
 
-// The line of all heads of a step, cut into `blocks` pieces of `share` pages.
+// Cost of a chunk, in pages: its streams run side by side and the longest decides, and folding them takes time too.
+inline constexpr int kFoldCost = 2;
+inline constexpr int kChunkCost = kChunkPages + kFoldCost;
+NIBBLE_HOST_DEVICE constexpr int HeadCost(int pages) {
+  const int tail = pages % kChunkPages;
+  return pages / kChunkPages * kChunkCost +
+         (tail == 0 ? 0 : (tail + kStreams - 1) / kStreams * kStreams + kFoldCost);
+}
+
+// The line of all heads of a step, cut into `blocks` pieces of `share`.
 struct HeadLine {
-  int pages = 0;
+  int cost = 0;
   int share = 1;
   int blocks = 0;
 
-  NIBBLE_HOST_DEVICE int Cut(int block) const { return block < blocks ? block * share : pages; }
+  NIBBLE_HOST_DEVICE int Cut(int block) const { return block < blocks ? block * share : cost; }
 };
 
-// A share is rounded up to whole chunks of average size, and to whole groups where that costs little: with contexts of
+// A share is rounded up to whole chunks of average cost, and to whole groups where that costs little: with contexts of
 // equal length cuts then fall between groups or heads, and nothing needs to be combined.
-NIBBLE_HOST_DEVICE constexpr HeadLine CutLine(int pages, int chunks, int max_blocks) {
+NIBBLE_HOST_DEVICE constexpr HeadLine CutLine(int cost, int chunks, int max_blocks) {
   HeadLine line;
-  line.pages = pages;
-  if (pages == 0) return line;
-  const int chunk = (pages + chunks - 1) / chunks, group = kChunkPages * kGroupChunks;
-  const int share = (pages + max_blocks - 1) / max_blocks;
-  line.share = (share + chunk - 1) / chunk * chunk;
+  line.cost = cost;
+  if (cost == 0) return line;
+  const int chunk = (cost + chunks - 1) / chunks, group = kChunkCost * kGroupChunks;
+  const int share = (cost + max_blocks - 1) / max_blocks;
+  line.share = chunk == kChunkCost || share < chunk ? (share + chunk - 1) / chunk * chunk : share;
   const int whole_groups = (share + group - 1) / group * group;
-  if (chunk == kChunkPages && whole_groups - share <= share / 16) line.share = whole_groups;
-  line.blocks = (pages + line.share - 1) / line.share;
+  if (chunk == kChunkCost && whole_groups - share <= share / 16) line.share = whole_groups;
+  line.blocks = (cost + line.share - 1) / line.share;
   return line;
 }
 
-// The chunk boundary nearest to page `offset` of a head with `pages` pages: 0 .. ChunksOf(pages).
+// The chunk boundary nearest to place `offset` of a head with `pages` pages: 0 .. ChunksOf(pages).
 NIBBLE_HOST_DEVICE constexpr int ChunkBoundary(int offset, int pages) {
-  const int chunks = ChunksOf(pages);
+  const int cost = HeadCost(pages);
   if (offset <= 0) return 0;
-  if (offset >= pages) return chunks;
-  const int below = offset / kChunkPages, low = below * kChunkPages;
-  const int high = low + kChunkPages < pages ? low + kChunkPages : pages;
+  if (offset >= cost) return ChunksOf(pages);
+  const int below = offset / kChunkCost, low = below * kChunkCost;
+  const int high = low + kChunkCost < cost ? low + kChunkCost : cost;
   return offset - low < high - offset ? below : below + 1;
 }
 
@@ -60,6 +69,13 @@ NIBBLE_HOST_DEVICE constexpr int ChunkBoundary(int offset, int pages) {
 NIBBLE_HOST_DEVICE constexpr int PartialEnd(int begin, int end) {
   if (begin % kGroupChunks != 0) return begin + 1;
   return begin + kGroupChunks < end ? begin + kGroupChunks : end;
+}
+
+// How many partials [begin, end) makes.
+NIBBLE_HOST_DEVICE constexpr int PartialCount(int begin, int end) {
+  const int aligned = (begin + kGroupChunks - 1) / kGroupChunks * kGroupChunks;
+  if (end <= aligned) return end - begin;
+  return aligned - begin + (end - aligned + kGroupChunks - 1) / kGroupChunks;
 }
 
 // Most partials that one block writes: of the piece it begins with, and of the piece it ends with.

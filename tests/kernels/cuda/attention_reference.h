@@ -13,8 +13,8 @@ namespace nibble::cuda {
 
 inline double Bf16Value(uint16_t bits) { return ToFloat(BF16{bits}); }
 
-// K (value = false) or V of one token from the bytes of its (page, head).
-inline void ReadToken(const uint8_t* head, int head_dim, int token, bool value, double* to) {
+// K (value = false) or V of one token from the bytes of its (page, head). Returns the span of its codes, 15 · scale.
+inline double ReadToken(const uint8_t* head, int head_dim, int token, bool value, double* to) {
   F16 parameters[2];
   std::memcpy(parameters, head + KvParameters(head_dim, token) + 4 * value, 4);
   const double scale = ToFloat(parameters[0]), zero = ToFloat(parameters[1]);
@@ -23,9 +23,11 @@ inline void ReadToken(const uint8_t* head, int head_dim, int token, bool value, 
                            : head[KCodeByte(head_dim, token, d)] >> (d % 2 * 4) & 15;
     to[d] = code * scale + zero;
   }
+  return 15 * scale;
 }
 
-// out[d] of one query head; largest[d] = the largest term of its sum, after division by the largest probability.
+// out[d] of one query head. largest[d]: the largest term of its sum, where probabilities are relative to the largest one
+// and a term is what the tensor cores add up, a value without its zero (up to the span) or with it.
 inline void ReferenceHead(const std::vector<uint8_t>& cache, int64_t head_bytes, int64_t kv_heads, int64_t kv_head,
                           const int32_t* table, int tokens, int head_dim, const uint16_t* q, double scale, double* out,
                           double* largest) {
@@ -44,11 +46,11 @@ inline void ReferenceHead(const std::vector<uint8_t>& cache, int64_t head_bytes,
   for (int d = 0; d < head_dim; ++d) out[d] = largest[d] = 0;
   for (int token = 0; token < tokens; ++token) {
     const double p = std::exp(scores[token] - high);
-    ReadToken(head(token), head_dim, token % kTokensPerPage, true, x.data());
+    const double span = ReadToken(head(token), head_dim, token % kTokensPerPage, true, x.data());
     sum += p;
     for (int d = 0; d < head_dim; ++d) {
       out[d] += p * x[d];
-      largest[d] = std::fmax(largest[d], p * std::fabs(x[d]));
+      largest[d] = std::fmax(largest[d], p * std::fmax(span, std::fabs(x[d])));
     }
   }
   for (int d = 0; d < head_dim; ++d) out[d] /= sum;

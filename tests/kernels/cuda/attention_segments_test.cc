@@ -20,9 +20,9 @@ struct Shares {
 
 // What the blocks of a grid compute, by the same functions that the kernel calls.
 Shares ShareOut(const std::vector<int>& head_pages, int max_blocks) {
-  int pages = 0, chunks = 0;
-  for (int p : head_pages) pages += p, chunks += ChunksOf(p);
-  const HeadLine line = CutLine(pages, chunks, max_blocks);
+  int cost = 0, chunks = 0;
+  for (int p : head_pages) cost += HeadCost(p), chunks += ChunksOf(p);
+  const HeadLine line = CutLine(cost, chunks, max_blocks);
   EXPECT_LE(line.blocks, max_blocks);
   Shares shares;
   shares.owner.resize(head_pages.size());
@@ -41,11 +41,14 @@ Shares ShareOut(const std::vector<int>& head_pages, int max_blocks) {
       shares.owner[head].insert(shares.owner[head].end(), end - begin, block);
       lengths[block] += std::min(p, end * kChunkPages) - begin * kChunkPages;
       if (begin == 0 && end == ChunksOf(p)) continue;
-      for (int chunk = begin; chunk < end; chunk = PartialEnd(chunk, end)) ++partials[block];
+      int count = 0;
+      for (int chunk = begin; chunk < end; chunk = PartialEnd(chunk, end)) ++count;
+      EXPECT_EQ(PartialCount(begin, end), count);
+      partials[block] += count;
     }
     EXPECT_EQ(expected, ChunksOf(p));
     shares.divided += owners > 1;
-    start += p;
+    start += HeadCost(p);
   }
   for (int block = 0; block < line.blocks; ++block) {
     shares.most_partials = std::max(shares.most_partials, partials[block]);
