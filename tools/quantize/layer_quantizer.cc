@@ -53,8 +53,7 @@ absl::StatusOr<std::unique_ptr<LayerQuantizer>> LayerQuantizer::Create(const Che
   }
   std::unique_ptr<LayerQuantizer> quantizer(new LayerQuantizer(source, std::move(windows), options));
   NIBBLE_ASSIGN_OR_RETURN(quantizer->runner_,
-                          LayerRunner::Create(source.config(), {.backend = options.device,
-                                                                .threads = options.threads,
+                          LayerRunner::Create(source.config(), {.threads = options.threads,
                                                                 .window_tokens = quantizer->window_tokens_,
                                                                 .windows_per_run = kWindowsPerRun}));
   NIBBLE_ASSIGN_OR_RETURN(quantizer->rounding_,

@@ -32,7 +32,7 @@ struct QuantizedLayer {
 struct LayerQuantizerOptions {
   Quantization mode = Quantization::kW4A4KV4;  // not kBF16
   QuantizeSettings settings;
-  std::string device = "cpu";  // of the layers' forward pass, of Hessians and of rounding
+  std::string device = "cpu";  // or "cuda": of Hessians and of rounding; layers run on the CPU
   int threads = 1;
   int64_t sample_rows = 2048;  // of each input, for transforms and plans
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <string>
 #include <utility>
 
 #include "common/base/check.h"
@@ -51,7 +52,7 @@ absl::StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConf
                                       std::to_string(config.max_position_embeddings));
   }
   std::unique_ptr<LayerRunner> runner(new LayerRunner(config, options));
-  NIBBLE_ASSIGN_OR_RETURN(runner->ops_, CreateOps({.backend = options.backend, .threads = options.threads}));
+  NIBBLE_ASSIGN_OR_RETURN(runner->ops_, CreateOps({.backend = "cpu", .threads = options.threads}));
   NIBBLE_RETURN_IF_ERROR(runner->Allocate());
   return runner;
 }

@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,9 +27,9 @@ struct LayerTaps {
 
 class LayerRunner {
  public:
-  // Windows have window_tokens tokens, and a Run takes at most windows_per_run of them. backend as in OpsOptions.
+  // Windows have window_tokens tokens, and a Run takes at most windows_per_run of them. The operators are the CPU's:
+  // they alone know f32 activations and pages.
   struct Options {
-    std::string backend = "cpu";
     int threads = 1;
     int64_t window_tokens = 0;
     int64_t windows_per_run = 4;

@@ -121,7 +121,7 @@ int main(int argc, char** argv) {
   auto* calibration = app.add_option("--calibration", options.calibration,
                                      "UTF-8 text like what the model will see; not needed for bf16");
   app.add_flag("--resume", options.resume, "Continue an interrupted run from what it left in OUTPUT.work");
-  app.add_option("--device", options.device, "Where layers run and are rounded: cpu or cuda")->capture_default_str();
+  app.add_option("--device", options.device, "Where Hessians are summed and weights rounded: cpu or cuda")->capture_default_str();
   app.add_flag("--force", options.overwrite, "Replace an existing output (only ever a model directory)");
   auto& c = options.calibration_options;
   app.add_option("--windows", c.windows, "Calibration windows, spread over the text")

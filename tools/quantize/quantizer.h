@@ -22,7 +22,7 @@ struct QuantizeOptions {
   bool overwrite = false;
   bool resume = false;  // continue what an interrupted run with the same options left in OUTPUT.work
   QuantizeSettings settings;
-  std::string device = "cpu";  // or "cuda": of the calibration's forward pass, of Hessians and of rounding
+  std::string device = "cpu";  // or "cuda": of Hessians and of rounding
   int threads = 1;
   int64_t max_shard_bytes = int64_t{4} << 30;
   CalibrationOptions calibration_options;
