@@ -109,7 +109,7 @@ class RoundingDevice {
 
 struct RoundingDeviceOptions {
   std::string device = "cpu";  // or "cuda": needs a build with CUDA and a device
-  int threads = 1;             // of the CPU device
+  int threads = 1;             // of the host
 };
 
 std::unique_ptr<RoundingDevice> CreateCpuRoundingDevice(int threads);

@@ -14,7 +14,7 @@ absl::StatusOr<std::unique_ptr<RoundingDevice>> CreateRoundingDevice(const Round
   if (options.device == "cpu") return CreateCpuRoundingDevice(options.threads);
   if (options.device == "cuda") {
 #if NIBBLE_ROUNDING_CUDA
-    return cuda::CudaRoundingDevice::Create();
+    return cuda::CudaRoundingDevice::Create(options.threads);
 #else
     return absl::UnavailableError("device is cuda, but this build has no CUDA; use device cpu");
 #endif

@@ -1,18 +1,8 @@
-#include <cuda_bf16.h>
-
-#include <algorithm>
-
 #include "tools/quantize/cuda/launch.cuh"
 #include "tools/quantize/cuda/rounding_kernels.h"
 
 namespace nibble::cuda {
 namespace {
-
-__global__ void ToBF16Kernel(const float* x, const float* minus, int64_t count, uint16_t* to) {
-  for (int64_t i = Item(); i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    to[i] = __bfloat16_as_ushort(__float2bfloat16_rn(minus == nullptr ? x[i] : x[i] - minus[i]));
-  }
-}
 
 template <typename T>
 __global__ void GatherKernel(GatherArgs args, T* to) {
@@ -50,9 +40,6 @@ __global__ void GatherColumnsKernel(const float* from, const int32_t* channel, i
 
 }  // namespace
 
-void LaunchToBF16(cudaStream_t stream, const float* x, const float* minus, int64_t count, uint16_t* to) {
-  LaunchBlocks(stream, std::min<int64_t>(4096, Blocks(count, kThreads)), ToBF16Kernel, x, minus, count, to);
-}
 void LaunchGather(cudaStream_t stream, const GatherArgs& args, double* to) {
   LaunchBlocks(stream, args.k, GatherKernel<double>, args, to);
 }

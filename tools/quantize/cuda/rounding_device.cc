@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 #include <utility>
@@ -10,24 +11,26 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
+#include "common/base/float16.h"
 #include "common/base/status.h"
+#include "common/base/thread_pool.h"
 #include "kernels/cuda/device.h"
 #include "kernels/ops.h"
 #include "tools/quantize/cuda/device_array.h"
 #include "tools/quantize/cuda/gpu.h"
 #include "tools/quantize/cuda/rounding_kernels.h"
 #include "tools/quantize/cuda/rounding_state.h"
+#include "tools/quantize/cuda/stage.h"
 #include "tools/quantize/rounding_order.h"
 
 namespace nibble::cuda {
 namespace {
 
 constexpr int kDampingTries = 4;
-constexpr int64_t kChunkElements = int64_t{64} << 20;  // of an input on its way to bf16
 
 class SingleGpu : public CudaRoundingDevice {
  public:
-  explicit SingleGpu(const cudaDeviceProp& properties) : name_(properties.name) {}
+  SingleGpu(const cudaDeviceProp& properties, int threads) : name_(properties.name), pool_(threads) {}
 
   std::string Describe() const override { return absl::StrCat("cuda, ", name_); }
   int64_t TakePeakBytes() override { return std::exchange(gpu_.meter().peak, gpu_.meter().held); }
@@ -195,31 +198,37 @@ class SingleGpu : public CudaRoundingDevice {
   }
 
  private:
+  // Rows go to bf16 on the host's threads, into pinned memory: half the bytes to move, and the next chunk is narrowed
+  // while this one is moved and multiplied.
   absl::Status AddRows(std::span<const float> x, std::span<const float> coded, Moments* to) {
     const int64_t k = to->k(), total = static_cast<int64_t>(x.size()) / k;
     NIBBLE_CHECK_EQ(static_cast<int64_t>(x.size()) % k, 0);
-    const int64_t chunk = std::min(total, std::max<int64_t>(1, kChunkElements / k));
+    const int64_t chunk = kStageElements / k;
+    NIBBLE_CHECK(chunk > 0);
     const bool with_coding = !coded.empty();
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceArray<float> rows, gpu_.Allocate<float>(chunk * k));
-    NIBBLE_ASSIGN_OR_RETURN(const DeviceArray<uint16_t> narrow, gpu_.Allocate<uint16_t>(chunk * k));
-    DeviceArray<float> coded_rows;
-    DeviceArray<uint16_t> lost;
-    if (with_coding) {
-      NIBBLE_ASSIGN_OR_RETURN(coded_rows, gpu_.Allocate<float>(chunk * k));
-      NIBBLE_ASSIGN_OR_RETURN(lost, gpu_.Allocate<uint16_t>(chunk * k));
-    }
-    for (int64_t begin = 0; begin < total; begin += chunk) {
+    for (int64_t begin = 0, turn = 0; begin < total; begin += chunk, ++turn) {
       const int64_t count = std::min(chunk, total - begin);
-      gpu_.Copy(x.data() + begin * k, count * k, rows.data());
-      if (!with_coding) {
-        LaunchToBF16(gpu_.stream(), rows.data(), nullptr, count * k, narrow.data());
-      } else {
-        gpu_.Copy(coded.data() + begin * k, count * k, coded_rows.data());
-        LaunchToBF16(gpu_.stream(), coded_rows.data(), nullptr, count * k, narrow.data());
-        LaunchToBF16(gpu_.stream(), rows.data(), coded_rows.data(), count * k, lost.data());
-        gpu_.AddProduct(lost.data(), narrow.data(), count, k, to->cross.data());
+      Stage& read = stages_[static_cast<size_t>(turn % 2)];  // what the linear reads
+      Stage& lost = stages_[static_cast<size_t>(2 + turn % 2)];
+      NIBBLE_RETURN_IF_ERROR(read.Prepare(&gpu_));
+      if (with_coding) NIBBLE_RETURN_IF_ERROR(lost.Prepare(&gpu_));
+      const float* const from = x.data() + begin * k;
+      const float* const from_coded = with_coding ? coded.data() + begin * k : nullptr;
+      pool_.ParallelFor(count, [&](int64_t row, int) {
+        uint16_t* const narrow = read.host() + row * k;
+        for (int64_t i = row * k; i < (row + 1) * k; ++i) {
+          narrow[i - row * k] = ToBF16(with_coding ? from_coded[i] : from[i]).bits;
+          if (with_coding) lost.host()[i] = ToBF16(from[i] - from_coded[i]).bits;
+        }
+      });
+      read.Upload(gpu_, count * k);
+      if (with_coding) {
+        lost.Upload(gpu_, count * k);
+        gpu_.AddProduct(lost.device(), read.device(), count, k, to->cross.data());
+        lost.Release(gpu_);
       }
-      gpu_.AddProduct(narrow.data(), narrow.data(), count, k, to->gram.data());
+      gpu_.AddProduct(read.device(), read.device(), count, k, to->gram.data());
+      read.Release(gpu_);
     }
     gpu_.Synchronize();
     to->rows_seen += total;
@@ -317,12 +326,14 @@ class SingleGpu : public CudaRoundingDevice {
   }
 
   const std::string name_;
+  ThreadPool pool_;
   Gpu gpu_;
+  std::array<Stage, 4> stages_;  // two of what linears read, two of what coding lost
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> CudaRoundingDevice::Create() {
+absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> CudaRoundingDevice::Create(int threads) {
   cudaDeviceProp properties{};
   const cudaError_t error = cudaGetDeviceProperties(&properties, 0);
   if (error != cudaSuccess) {
@@ -330,7 +341,7 @@ absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> CudaRoundingDevice::Create()
         absl::StrCat("device is cuda, but there is no usable GPU: ", cudaGetErrorString(error)));
   }
   NIBBLE_CUDA_CHECK(cudaSetDevice(0));
-  return std::make_unique<SingleGpu>(properties);
+  return std::make_unique<SingleGpu>(properties, threads);
 }
 
 }  // namespace nibble::cuda

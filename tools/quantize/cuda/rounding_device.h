@@ -13,12 +13,10 @@ namespace nibble::cuda {
 // bf16, the type that linears read on GPUs, so H is the exact Gram matrix of rounded inputs up to the f32 sums and
 // stays positive semidefinite. Factors are made in f64. Sweeps are f32, as on the CPU; their sums have another order,
 // so a code may differ where a target lies next to the middle of two values, and those after it in the row.
-//
-// `x` and `coded` of Accumulate may also point to device memory.
 class CudaRoundingDevice : public RoundingDevice {
  public:
-  // Device 0. UNAVAILABLE when there is none.
-  static absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> Create();
+  // Device 0. `threads` of the host narrow inputs on their way to it. UNAVAILABLE when there is none.
+  static absl::StatusOr<std::unique_ptr<CudaRoundingDevice>> Create(int threads);
 
   // Most bytes held at a time since the last call, moments and factors included, without the libraries' own workspaces
   // (tens of megabytes).

@@ -9,9 +9,6 @@
 
 namespace nibble::cuda {
 
-// to [count] bf16 = x, or x − minus where that is not null.
-void LaunchToBF16(cudaStream_t stream, const float* x, const float* minus, int64_t count, uint16_t* to);
-
 // to [K, K] = the f32 matrix's entries between the channels at places i and j, + ridge on the diagonal. symmetric: only
 // the upper triangle of `from` is read. reversed: place K−1 comes first.
 struct GatherArgs {
