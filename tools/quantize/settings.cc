@@ -92,7 +92,7 @@ absl::StatusOr<QuantizeSettings> PresetSettings(const std::string& name) {
   const QuantizeSettings fast{.rotate_residual = ResidualRotation::kHadamard,
                               .rotate_heads = true,
                               .rotate_down = true,
-                              .smooth_attention = 0.6,
+                              .smooth_attention = 0.7,
                               .permute = ChannelOrder::kEnergy,
                               .eight_bit_share = 0.17};
   QuantizeSettings balanced = fast;
@@ -102,6 +102,7 @@ absl::StatusOr<QuantizeSettings> PresetSettings(const std::string& name) {
   best.permute = ChannelOrder::kOff;
   best.smooth_output = 0.5;
   best.damp = 0.002;
+  best.refinements = 2;
   best.sort_neurons = true;
   best.clip_search = true;
   if (name == "none") return none;
