@@ -50,6 +50,9 @@ struct GemmConfig {
   NIBBLE_HOST_DEVICE constexpr int weight_bytes() const { return step_blocks() * kW4AxBlockBytes; }
   NIBBLE_HOST_DEVICE constexpr int activation_bytes() const { return depth_blocks() * tokens * kDepthBlock; }
 
+  // Whether workers may share a tile. Where blocks share a multiprocessor they are more than the tiles need.
+  NIBBLE_HOST_DEVICE constexpr bool streams() const { return residents == 1; }
+
   // Row blocks whose sums a warpgroup keeps; sums of a thread, and how many of them pass to a peer at a time.
   NIBBLE_HOST_DEVICE constexpr int accumulators() const { return shares_depth ? 1 : blocks; }
   NIBBLE_HOST_DEVICE constexpr int sums() const { return accumulators() * tokens / 2; }
@@ -68,7 +71,7 @@ struct GemmConfig {
   NIBBLE_HOST_DEVICE constexpr int vector_floats() const { return 2 * tokens + 2 * accumulators() * kRowBlock; }  // of one warpgroup
   NIBBLE_HOST_DEVICE constexpr int barriers_at() const { return vectors_at() + kConsumers * vector_floats() * 4; }
   NIBBLE_HOST_DEVICE constexpr int barriers() const { return 2 * weight_stages + activation_stages + 2; }
-  NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + barriers() * 8 + 16; }
+  NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + barriers() * 8; }
 };
 
 inline constexpr int kMaxSharedBytes = 232448;      // of a block on sm_90

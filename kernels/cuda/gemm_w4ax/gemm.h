@@ -17,7 +17,7 @@ namespace nibble::cuda {
 struct W4AxWeight : Weight {
   Buffer blocks;         // u8 [ceil(N/64), padded K/128, kW4AxBlockBytes]
   Buffer channel_scale;  // f32 [ceil(N/64) · 64]
-  Buffer arrivals;       // i32, zero between launches: who has added its part of a tile whose K is split
+  Buffer arrivals;       // i32, zero between launches: who has left its sums of a tile whose K is split
   bool gate_up = false;  // rows of two equal projections interleaved by eight, for LinearSiluMulW4Ax
 };
 

@@ -11,6 +11,7 @@
 #include "kernels/cuda/ptx/bulk_copy.h"
 #include "kernels/cuda/ptx/cluster.h"
 #include "kernels/cuda/ptx/copy_async.h"
+#include "kernels/cuda/ptx/flag.h"
 #include "kernels/cuda/ptx/launch.h"
 #include "kernels/cuda/ptx/mbarrier.h"
 #include "kernels/cuda/ptx/shared.h"
@@ -157,6 +158,7 @@ struct Block {
     uint32_t sums_passed = 0;  // through the exchange buffer
   };
 
+  // One arrival for what the whole warp did before its last synchronization.
   static __device__ __forceinline__ void Arrive(const Consumer& c, uint32_t barrier) {
     if (c.lane == 0) MbarrierArrive(barrier);
   }
@@ -218,6 +220,7 @@ struct Block {
         const uint32_t at = c.ring.stage * kConfig.weight_bytes() + b * kW4AxBlockBytes;
         codes[b] = {LoadShared128(weights + at), LoadShared128(weights + at + 2048), LoadShared32(scales + at)};
       }
+      __syncwarp();
       const uint32_t descriptor = WgmmaDescriptor(activations + c.slot.stage * kConfig.activation_bytes());
 #pragma unroll
       for (int b = 0; b < kBlocks; ++b) {
@@ -275,7 +278,13 @@ struct Block {
           flat[chunk + i + 3] += static_cast<int32_t>(four.w);
         }
         __syncwarp();
-        if (c.lane == 0) kRemote ? MbarrierArriveRemote(SumEmpty(), rank ^ 1) : MbarrierArrive(SumEmpty());
+        if (c.lane == 0) {
+          if constexpr (kRemote) {
+            MbarrierArriveRemote(SumEmpty(), rank ^ 1);
+          } else {
+            MbarrierArrive(SumEmpty());
+          }
+        }
       } else {
         if (c.sums_passed > 1) MbarrierWait(SumEmpty(), parity ^ 1);
 #pragma unroll
@@ -295,49 +304,40 @@ struct Block {
     }
   }
 
-  // Adds the sums of the workers that share a tile of the stream. Whoever comes last has the whole; the others leave
-  // their sums in memory. True for the last.
+  // Adds the sums of the workers that share a tile of the stream. The one that opens the tile takes the others' sums;
+  // they have the tile at the start of their part and it has it at the end of its own, so they are there as a rule. It
+  // waits for workers of a higher number only, and blocks start in order. A warp needs the same warp's sums alone.
   template <int kBlocks>
-  __device__ __forceinline__ bool AddWorkers(Consumer& c, const WorkItem& item, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+  __device__ __forceinline__ bool AddWorkers(const Consumer& c, const WorkItem& item,
+                                             int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    constexpr int kSums = kBlocks * kTokens / 2;
     const int stream = p.split.stream_steps(), begin = item.stream * p.split.steps;
     const int first = PartOf(stream, p.split.workers, begin);
     const int last = PartOf(stream, p.split.workers, begin + p.split.steps - 1);
-    const int others = last - first;
-    // A worker opens at most one tile that others finish, so the opener's number names the tile.
-    int32_t* arrived = p.arrivals + kConsumers * first + c.warpgroup;
-    int32_t* before = reinterpret_cast<int32_t*>(shared + kConfig.barriers_at() + kConfig.barriers() * 8) + c.warpgroup;
-    // A worker stores at most two parts of tiles: of the one it opens and of the one it continues.
+    // A worker opens at most one tile that others finish, so the opener's number names the tile; and continues one.
+    const int warp = c.warpgroup * 4 + c.warp;
+    int32_t* arrivals = p.arrivals + first * kGemmArrivalsPerWorker + warp;
     auto part = [&](int owner) {
-      const int64_t slot = (2 * owner + (owner == first ? 1 : 0)) * kConsumers + c.warpgroup;
-      return reinterpret_cast<int4*>(p.partials + slot * (kConfig.sums() * 128)) + c.thread;
+      return reinterpret_cast<int4*>(p.partials) + (owner * kConsumers + c.warpgroup) * (kConfig.sums() * 32) + c.thread;
     };
     int32_t* flat = &sums[0][0];
-    constexpr int kSums = kBlocks * kTokens / 2;
-    if (c.thread == 0) {
-      int32_t count;
-      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(count) : "l"(arrived) : "memory");
-      *before = count;
-    }
-    WarpgroupSync(c.warpgroup);
-    int count = *before;
-    WarpgroupSync(c.warpgroup);
-    if (count != others) {
+    if (worker != first) {
       int4* to = part(worker);
 #pragma unroll
       for (int i = 0; i < kSums; i += 4) {
         __stcg(to + i / 4 * 128, make_int4(flat[i], flat[i + 1], flat[i + 2], flat[i + 3]));
       }
-      __threadfence();
-      WarpgroupSync(c.warpgroup);
-      if (c.thread == 0) *before = atomicAdd(arrived, 1);
-      WarpgroupSync(c.warpgroup);
-      count = *before;
-      WarpgroupSync(c.warpgroup);
-      if (count != others) return false;
+      __syncwarp();
+      if (c.lane == 0) ReduceAddRelease(arrivals, 1);
+      return false;
     }
-    __threadfence();
-    for (int owner = first; owner <= last; ++owner) {
-      if (owner == worker) continue;
+    if (c.lane == 0) {
+      while (LoadAcquire(arrivals) != last - first) {
+      }
+      *arrivals = 0;
+    }
+    __syncwarp();
+    for (int owner = first + 1; owner <= last; ++owner) {
       const int4* from = part(owner);
 #pragma unroll
       for (int i = 0; i < kSums; i += 4) {
@@ -348,7 +348,6 @@ struct Block {
         flat[i + 3] += four.w;
       }
     }
-    if (c.thread == 0) *arrived = 0;
     return true;
   }
 
@@ -373,7 +372,9 @@ struct Block {
       AddPeer<kSums>(c, takes, sums);
       if (!takes) return;
     }
-    if (item.end - item.begin != p.split.steps && !AddWorkers<kSums>(c, item, sums)) return;
+    if constexpr (kConfig.streams()) {
+      if (item.end - item.begin != p.split.steps && !AddWorkers<kSums>(c, item, sums)) return;
+    }
     CopyAsyncWaitAll();
     WarpgroupSync(c.warpgroup);
     const Vectors vectors = VectorsOf(c.warpgroup);

@@ -23,7 +23,7 @@ struct GemmParams {
   const float* bias = nullptr;             // [N] or null
   void* out = nullptr;                     // [T, N]
   int32_t* partials = nullptr;             // sums of tiles whose K is cut between workers, see PartialBytes
-  int32_t* arrivals = nullptr;             // [2 · workers], zeros between launches
+  int32_t* arrivals = nullptr;             // [workers, kGemmArrivalsPerWorker], zeros between launches
   int64_t* clock = nullptr;                // null, or cycles and nanoseconds of the first thread block
   int rows = 0;                            // T
   int n = 0;
@@ -35,6 +35,7 @@ struct GemmParams {
 
 // Most workers of any split: bounds `arrivals`.
 inline constexpr int kMaxGemmWorkers = 512;
+inline constexpr int kGemmArrivalsPerWorker = kConsumers * 4;  // one per multiplying warp
 
 // The kernel of a configuration, as cudaLaunchKernelExC takes it; kernel_*.cu instantiate it.
 template <int kIndex>

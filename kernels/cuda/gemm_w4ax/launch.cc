@@ -60,6 +60,7 @@ CUtensorMap ActivationMap(const int8_t* codes, int64_t rows, int64_t k, int tile
 void LaunchGemm(const Device& device, const GemmPlan& plan, const int8_t* codes, int64_t k, GemmParams params) {
   const GemmConfig& config = plan.Config();
   NIBBLE_CHECK_LE(plan.split.workers, kMaxGemmWorkers);
+  NIBBLE_CHECK(config.streams() || plan.PartialBytes() == 0, PrintGemmPlan(plan));
   params.split = plan.split;
   params.depth_blocks = static_cast<int>(W4AxDepthBlocks(k));
   params.weights_once = plan.split.token_tiles == 1;

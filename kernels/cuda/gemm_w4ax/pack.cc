@@ -39,7 +39,7 @@ absl::StatusOr<std::unique_ptr<Weight>> PackW4Ax(const Device& device, Staging& 
   const int64_t padded_n = W4AxRowBlocks(weight->n) * kRowBlock, groups = weight->k / kBlock;
   NIBBLE_ASSIGN_OR_RETURN(weight->blocks, AllocateDevice(device, W4AxBytes(weight->n, weight->k) + kW4AxSlackBytes));
   NIBBLE_ASSIGN_OR_RETURN(weight->channel_scale, AllocateDevice(device, padded_n * 4));
-  NIBBLE_ASSIGN_OR_RETURN(weight->arrivals, AllocateDevice(device, kConsumers * kMaxGemmWorkers * 4));
+  NIBBLE_ASSIGN_OR_RETURN(weight->arrivals, AllocateDevice(device, kMaxGemmWorkers * kGemmArrivalsPerWorker * 4));
   weight->bytes = static_cast<int64_t>(weight->blocks.bytes() + weight->channel_scale.bytes() + weight->arrivals.bytes());
 
   const int64_t row_bytes = weight->k / 2 + 2 * groups;

@@ -30,7 +30,7 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
 
 int64_t GemmPlan::PartialBytes() const {
   if (split.even || split.whole_tiles == split.tiles()) return 0;
-  return int64_t{split.workers} * 2 * kConsumers * Config().sums() * 128 * 4;
+  return int64_t{split.workers} * kConsumers * Config().sums() * 128 * 4;
 }
 
 std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
@@ -52,7 +52,7 @@ std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
     split.workers = std::min(slots, split.tiles());
     split.whole_tiles = split.tiles();
     plans.push_back(plan);
-    if (config.residents > 1 || split.tiles() % slots == 0) continue;  // little to even out
+    if (!config.streams() || split.tiles() % slots == 0) continue;  // little to even out
     // The last whole wave and what is left after it as a stream.
     split.workers = std::min(slots, split.tiles() * split.steps);
     split.whole_tiles = std::max(0, split.tiles() / split.workers - 1) * split.workers;

@@ -85,9 +85,9 @@ class Problem {
     code_sums_ = Allocate<int32_t>(max_rows);
     channel_scale_ = Allocate<float>(n);
     out_ = Allocate<uint16_t>((max_rows + kGuardRows) * n);
-    arrivals_ = Allocate<int32_t>(2 * kMaxGemmWorkers);
+    arrivals_ = Allocate<int32_t>(kMaxGemmWorkers * kGemmArrivalsPerWorker);
     clock_ = Allocate<int64_t>(2);
-    NIBBLE_CUDA_CHECK(cudaMemsetAsync(arrivals_, 0, 2 * kMaxGemmWorkers * 4, device.stream));
+    NIBBLE_CUDA_CHECK(cudaMemsetAsync(arrivals_, 0, kMaxGemmWorkers * kGemmArrivalsPerWorker * 4, device.stream));
     FillActivations<<<1024, 256, 0, device.stream>>>(codes_, max_rows * k, n + k);
     SumRows<<<static_cast<unsigned>(max_rows), 256, 0, device.stream>>>(codes_, code_sums_, k);
     FillScales<<<static_cast<unsigned>(max_rows / 256 + 1), 256, 0, device.stream>>>(token_scale_, max_rows, 3);
