@@ -52,7 +52,7 @@ __device__ __forceinline__ float Reduce(float x, float* shared, Combine combine)
   return x;
 }
 
-__global__ void __launch_bounds__(kThreads) PlainKernel(const __grid_constant__ PlainParameters p) {
+__global__ void __launch_bounds__(kThreads, 1) PlainKernel(const __grid_constant__ PlainParameters p) {
   __shared__ float q[kMaxHeadDim], weights[kTokensPerPage], reduced[kThreads / 32];
   GridDependencyLaunch();
   GridDependencyWait();

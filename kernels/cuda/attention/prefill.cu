@@ -26,10 +26,8 @@ constexpr int kStages = 3;                    // unpacked pages
 constexpr int kAtomBytes = 128;               // of a row, in the layout that a 128-byte swizzle works on
 
 // Registers per thread after the launch's 168 have been shared out again.
-template <int kHeadDim>
-constexpr int kProducerRegisters = kHeadDim == 128 ? 88 : 104;
-template <int kHeadDim>
-constexpr int kConsumerRegisters = kHeadDim == 128 ? 208 : 200;
+constexpr int kProducerRegisters = 128;
+constexpr int kConsumerRegisters = 184;
 
 struct PrefillParameters {
   StepView step;
@@ -315,23 +313,29 @@ struct Stream {
   }
 };
 
-// Scores of a page become probabilities times V's scale, as operands of P · V. `first_token` is the page's first,
-// last[r] the position of row r.
+// Scale and zero of two tokens. Volatile: loads that the compiler moves far ahead cost registers that are not there.
+__device__ __forceinline__ float4 LoadParameters(const float2* from) {
+  const uint4 v = LoadShared128(SharedAddress(from));
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+
+// Scores of a page become probabilities times V's scale, as operands of P · V. last[r]: the last token of the page, from
+// 0 on, that row r sees; negative: none.
 template <int kHeadDim, bool kFull>
 __device__ __forceinline__ void Softmax(float (&scores)[32], const float2* k_parameters, const float2* v_parameters,
-                                        int first_token, const int (&last)[2], const QueryFactors (&factors)[2],
+                                        const int (&last)[2], const QueryFactors (&factors)[2],
                                         Stream<kHeadDim>* stream, uint32_t (&p)[4][4]) {
   const int t = threadIdx.x % 4;
   float page_max[2] = {-INFINITY, -INFINITY};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float4 k = *reinterpret_cast<const float4*>(k_parameters + 8 * j + 2 * t);
+    const float4 k = LoadParameters(k_parameters + 8 * j + 2 * t);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = i / 2, e = i % 2;
       float& score = scores[4 * j + i];
       score = Score(e == 0 ? k.x : k.z, e == 0 ? k.y : k.w, score, factors[r].sum);
-      if (!kFull && first_token + 8 * j + 2 * t + e > last[r]) score = -INFINITY;
+      if (!kFull && 8 * j + 2 * t + e > last[r]) score = -INFINITY;
       page_max[r] = fmaxf(page_max[r], score);
     }
   }
@@ -371,7 +375,7 @@ __device__ __forceinline__ void Softmax(float (&scores)[32], const float2* k_par
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int token = 16 * i + 8 * half + 2 * t;
-      const float4 v = *reinterpret_cast<const float4*>(v_parameters + token);
+      const float4 v = LoadParameters(v_parameters + token);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float scaled[2];
@@ -402,13 +406,13 @@ __device__ __forceinline__ void StartDots(uint64_t q, uint32_t stage_k, float (&
 // One page.
 template <int kHeadDim, bool kFull>
 __device__ __forceinline__ void AttendPage(uint64_t q, uint32_t stage_k, uint32_t stage_v, const float2* k_parameters,
-                                           const float2* v_parameters, int first_token, const int (&last)[2],
+                                           const float2* v_parameters, const int (&last)[2],
                                            const QueryFactors (&factors)[2], Stream<kHeadDim>* stream) {
   float dots[32];
   uint32_t weights[4][4];
   StartDots<kHeadDim>(q, stage_k, dots);
   WgmmaWait<0>();
-  Softmax<kHeadDim, kFull>(dots, k_parameters, v_parameters, first_token, last, factors, stream, weights);
+  Softmax<kHeadDim, kFull>(dots, k_parameters, v_parameters, last, factors, stream, weights);
   const uint64_t v = WgmmaF16Descriptor(stage_v);
   WgmmaFence();
 #pragma unroll
@@ -471,8 +475,10 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
   const int query[2] = {thread / 32 * 16 + lane / 4, thread / 32 * 16 + lane / 4 + 8};
   constexpr int kStored = kStoredFloat4<kHeadDim> * kWarpgroupThreads;
   float4* chunk_store = &shared->chunks[consumer][0][thread];
-  float4* group_store = p.folded + (static_cast<int64_t>(blockIdx.x) * kConsumers + consumer) * 2 * kStored + thread;
-  float4* total_store = group_store + kStored;
+  // Level 0: what is folded over the chunks of a group; 1: over groups. Rarely used, so not kept in a register.
+  const auto folded = [&](int level) {
+    return p.folded + ((static_cast<int64_t>(blockIdx.x) * kConsumers + consumer) * 2 + level) * kStored + thread;
+  };
   int stage = 0;
   uint32_t parity = 0;
   for (int index = blockIdx.x;; index += gridDim.x) {
@@ -480,14 +486,11 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
     if (tile.rows == 0) return;
     PrepareQueries<kHeadDim>(p, tile, consumer, shared);
     WarpgroupBarrier(consumer);
-    int last[2];
-    QueryFactors factors[2];
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      last[r] = tile.position + min((64 * consumer + query[r]) / p.group, tile.rows - 1);
-      factors[r] = shared->factors[consumer][query[r]];
-    }
-    const int first_last = tile.position + min(64 * consumer / p.group, tile.rows - 1);
+    const auto last_of = [&](int in_warpgroup) {  // position of a query
+      return tile.position + min((64 * consumer + in_warpgroup) / p.group, tile.rows - 1);
+    };
+    const int first_last = last_of(0);
+
     SoftmaxState state[2];
     Stream<kHeadDim> stream;
     stream.Clear();
@@ -497,12 +500,14 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
       const bool context_ends = order.page_is_last();
       const uint32_t k = SharedAddress(shared->stages[stage].k), v = SharedAddress(shared->stages[stage].v);
       const int first_token = order.page() * kTokensPerPage;
+      const QueryFactors factors[2] = {shared->factors[consumer][query[0]], shared->factors[consumer][query[1]]};
       if (first_token + kTokensPerPage - 1 <= first_last) {
-        AttendPage<kHeadDim, true>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
-                                   factors, &stream);
+        AttendPage<kHeadDim, true>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], {}, factors,
+                                   &stream);
       } else {
-        AttendPage<kHeadDim, false>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], first_token, last,
-                                    factors, &stream);
+        const int last[2] = {last_of(query[0]) - first_token, last_of(query[1]) - first_token};
+        AttendPage<kHeadDim, false>(q, k, v, shared->k_parameters[stage], shared->v_parameters[stage], last, factors,
+                                    &stream);
       }
       if (lane == 0) MbarrierArrive(SharedAddress(&shared->empty[stage]));
       if (++stage == kStages) {
@@ -517,15 +522,15 @@ __device__ __forceinline__ void Consume(const PrefillParameters& p, int consumer
         stream.Clear();
         continue;
       }
-      if (order.chunk % kGroupChunks != 0) FoldStored<kHeadDim>(group_store, stream.o, state);
+      if (order.chunk % kGroupChunks != 0) FoldStored<kHeadDim>(folded(0), stream.o, state);
       if ((order.chunk + 1) % kGroupChunks != 0 && !context_ends) {
-        Keep<kHeadDim>(stream.o, state, group_store);
+        Keep<kHeadDim>(stream.o, state, folded(0));
         stream.Clear();
         continue;
       }
-      if (order.chunk >= kGroupChunks) FoldStored<kHeadDim>(total_store, stream.o, state);
+      if (order.chunk >= kGroupChunks) FoldStored<kHeadDim>(folded(1), stream.o, state);
       if (context_ends) break;
-      Keep<kHeadDim>(stream.o, state, total_store);
+      Keep<kHeadDim>(stream.o, state, folded(1));
       stream.Clear();
     }
 #pragma unroll
@@ -565,10 +570,10 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const __grid_consta
   // The shuffle tells the compiler that it is uniform: else it does not use the registers that follow.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters<kHeadDim>));
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
     Produce<kHeadDim>(p, shared);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters<kHeadDim>));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
     Consume<kHeadDim>(p, warpgroup - 1, shared);
   }
 }

@@ -451,9 +451,9 @@ int Main(int argc, char** argv) {
     CheckDecode({8, 2, 64}, 1.0f, {100, 30});
     CheckRope({16, 2, 128}, 1.0f);
     CheckRope({3, 1, 96}, 1.0f);
-    CheckChunks({16, 2, 128}, 150);
-    CheckChunks({8, 2, 64}, 70);
-    CheckChunks({3, 1, 96}, 70);
+    CheckChunks({16, 2, 128}, 310);
+    CheckChunks({8, 2, 64}, 300);
+    CheckChunks({3, 1, 96}, 300);
   }
   if (wanted("check")) {
     CheckDecode({64, 8, 128}, 1.0f);
