@@ -73,13 +73,14 @@ class CutFinder {
   template <bool kMass>
   __device__ uint64_t Find(double wanted, float max, uint64_t floor) {
     // First histogram: bin = floor(max · 16) - floor(x · 16), exact where the best is not huge.
+    const Segment s = segment_;  // in registers, whatever the updates of bins might alias
     const float top = floorf(max * kBinsPerUnit);
     const bool linear = fabsf(top) < 0x1p20f;
     unsigned long long* bins = Clear();
     unsigned long long last = 0;
-    for (int i = threadIdx.x; i < segment_.count; i += kSampleThreads) {
-      const float x = segment_.values[i];
-      if (segment_.OrderAt(i) < floor) continue;
+    for (int i = threadIdx.x; i < s.count; i += kSampleThreads) {
+      const float x = s.values[i];
+      if (s.OrderAt(i) < floor) continue;
       const uint64_t weight = kMass ? MassOf(x) : 1;
       if (weight == 0) continue;
       const float distance = linear ? top - floorf(x * kBinsPerUnit) : kBins;
@@ -93,11 +94,11 @@ class CutFinder {
     if (threadIdx.x % 32 == 0 && last != 0) atomicAdd(&bins[kBins - 1], last);
     double target = wanted;
     int bin = Choose(bins, 0, kMass, &target);
-    uint64_t low = 0, high = ~uint64_t{0} >> (32 - segment_.id_bits);
+    uint64_t low = 0, high = ~uint64_t{0} >> (32 - s.id_bits);
     if (linear) {
       const float end = (top - static_cast<float>(bin) + 1) / kBinsPerUnit;  // the bin's values are below
-      high = (static_cast<uint64_t>(OrderedKey(end)) << segment_.id_bits) - 1;
-      if (bin < kBins - 1) low = static_cast<uint64_t>(OrderedKey(end - 1 / kBinsPerUnit)) << segment_.id_bits;
+      high = (static_cast<uint64_t>(OrderedKey(end)) << s.id_bits) - 1;
+      if (bin < kBins - 1) low = static_cast<uint64_t>(OrderedKey(end - 1 / kBinsPerUnit)) << s.id_bits;
     }
     low = low > floor ? low : floor;
 
@@ -105,10 +106,10 @@ class CutFinder {
       const int bits = 64 - __clzll(static_cast<long long>(high - low));
       const int shift = bits > kBinBits ? bits - kBinBits : 0;
       bins = Clear();
-      for (int i = threadIdx.x; i < segment_.count; i += kSampleThreads) {
-        const uint64_t order = segment_.OrderAt(i);
+      for (int i = threadIdx.x; i < s.count; i += kSampleThreads) {
+        const uint64_t order = s.OrderAt(i);
         if (order < low || order > high) continue;
-        const uint64_t weight = kMass ? MassOf(segment_.values[i]) : 1;
+        const uint64_t weight = kMass ? MassOf(s.values[i]) : 1;
         if (weight != 0) atomicAdd(&bins[(high - order) >> shift], weight);
       }
       bin = Choose(bins, m_->above, false, &target);

@@ -91,42 +91,55 @@ class RowSampler {
     return x == MinusInfinity() ? x : (x - max) - log_sum;
   }
 
+  // All loads of a batch are under way before the first is stored.
   __device__ void Load() {
-    const float* from = Logits() + segment_.begin;
-    int i = 4 * threadIdx.x;
+    constexpr int kBatch = 8, kStep = 4 * kSampleThreads;
+    const Segment s = segment_;
+    const float* from = Logits() + s.begin;
+    int whole = 0;  // read by fours
     if (reinterpret_cast<uintptr_t>(from) % 16 == 0) {
-      for (; i + 3 < segment_.count; i += 4 * kSampleThreads) {
-        const float4 x = *reinterpret_cast<const float4*>(from + i);
-        *reinterpret_cast<float4*>(segment_.values + i) = {Sane(x.x), Sane(x.y), Sane(x.z), Sane(x.w)};
-      }
-    } else {
-      for (; i + 3 < segment_.count; i += 4 * kSampleThreads) {
-        for (int j = i; j < i + 4; ++j) segment_.values[j] = Sane(from[j]);
+      whole = s.count / 4 * 4;
+      for (int begin = 4 * threadIdx.x; begin < whole; begin += kBatch * kStep) {
+        float4 x[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int i = begin + j * kStep;
+          if (i < whole) x[j] = __ldcs(reinterpret_cast<const float4*>(from + i));
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int i = begin + j * kStep;
+          if (i < whole) {
+            *reinterpret_cast<float4*>(s.values + i) = {Sane(x[j].x), Sane(x[j].y), Sane(x[j].z), Sane(x[j].w)};
+          }
+        }
       }
     }
-    for (; i < segment_.count; ++i) segment_.values[i] = Sane(from[i]);  // the last thread's fewer than four
+    for (int i = whole + threadIdx.x; i < s.count; i += kSampleThreads) s.values[i] = Sane(from[i]);
     __syncthreads();
   }
 
   // Order of the row's best member.
   __device__ uint64_t Best() {
+    const Segment s = segment_;
     uint32_t key = 0;
     int id = 0;
-    for (int i = threadIdx.x; i < segment_.count; i += kSampleThreads) {
-      const uint32_t other = OrderedKey(segment_.values[i]);
+    for (int i = threadIdx.x; i < s.count; i += kSampleThreads) {
+      const uint32_t other = OrderedKey(s.values[i]);
       if (other > key) {
         key = other;
-        id = segment_.begin + i;
+        id = s.begin + i;
       }
     }
-    return cluster_.Reduce(key == 0 ? 0 : segment_.Order(key, id), Larger());
+    return cluster_.Reduce(key == 0 ? 0 : s.Order(key, id), Larger());
   }
 
   // ---- log-probabilities
 
   __device__ float LogSum(float max) {
+    const Segment s = segment_;
     uint64_t sum = 0;
-    for (int i = threadIdx.x; i < segment_.count; i += kSampleThreads) sum += MassOf(segment_.values[i] - max);
+    for (int i = threadIdx.x; i < s.count; i += kSampleThreads) sum += MassOf(s.values[i] - max);
     return Log(__ull2float_rn(cluster_.Reduce(sum, Add())) * 0x1p-40f);
   }
 
@@ -172,8 +185,10 @@ class RowSampler {
     const float max = ValueOfKey(segment_.KeyOf(best));
     if (max == MinusInfinity()) return SmallestAllowed();
     if (p_.temperature == 0.0f) return segment_.IdOf(best);
-    for (int i = threadIdx.x; i < segment_.count; i += kSampleThreads) {
-      segment_.values[i] = __fdiv_rn(segment_.values[i] - max, p_.temperature);
+    const Segment s = segment_;
+    const float temperature = p_.temperature;
+    for (int i = threadIdx.x; i < s.count; i += kSampleThreads) {
+      s.values[i] = __fdiv_rn(s.values[i] - max, temperature);
     }
     __syncthreads();
     uint64_t cut = 0;
@@ -221,25 +236,26 @@ class RowSampler {
 
   // This thread's best of the kept members by z + Gumbel number, its order; 0 when there is none.
   __device__ uint64_t Draw(uint64_t cut) const {
+    const Segment s = segment_;
     float bound = kSmallestGumbel;  // the best member, z = 0, scores more than this
     uint32_t best_key = 0;
     int best_id = 0;
     const int lane = threadIdx.x % kDrawLanes;
-    for (int block = threadIdx.x / kDrawLanes; block * kDrawBlock < segment_.count; block += kSampleThreads / kDrawLanes) {
+    for (int block = threadIdx.x / kDrawLanes; block * kDrawBlock < s.count; block += kSampleThreads / kDrawLanes) {
       float z[4];
       bool any = false;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int i = block * kDrawBlock + j * kDrawLanes + lane;
-        z[j] = i < segment_.count ? segment_.values[i] : MinusInfinity();
-        if (z[j] + kLargestGumbel < bound || segment_.Order(OrderedKey(z[j]), segment_.begin + i) < cut ||
+        z[j] = i < s.count ? s.values[i] : MinusInfinity();
+        if (z[j] + kLargestGumbel < bound || s.Order(OrderedKey(z[j]), s.begin + i) < cut ||
             (p_.min_p > 0 && Exp(z[j]) < p_.min_p)) {
           z[j] = MinusInfinity();
         }
         any = any || z[j] > MinusInfinity();
       }
       if (!any) continue;
-      const uint32_t counter = static_cast<uint32_t>((segment_.begin / kDrawBlock + block) * kDrawLanes + lane);
+      const uint32_t counter = static_cast<uint32_t>((s.begin / kDrawBlock + block) * kDrawLanes + lane);
       const uint4 words = Philox(p_.seed, static_cast<uint32_t>(p_.position), counter);
       const uint32_t random[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
@@ -249,11 +265,11 @@ class RowSampler {
         const uint32_t key = OrderedKey(score);
         if (key <= best_key) continue;
         best_key = key;
-        best_id = segment_.begin + block * kDrawBlock + j * kDrawLanes + lane;
+        best_id = s.begin + block * kDrawBlock + j * kDrawLanes + lane;
         bound = fmaxf(bound, score);
       }
     }
-    return best_key == 0 ? 0 : segment_.Order(best_key, best_id);
+    return best_key == 0 ? 0 : s.Order(best_key, best_id);
   }
 
   __device__ int SmallestAllowed() {
@@ -272,7 +288,7 @@ class RowSampler {
   const SampleArgs& args_;
   const int64_t row_;
   const SampleRow& p_;
-  const Segment segment_;
+  const Segment segment_;  // loops use a copy, which stays in registers across stores
   RowCluster cluster_;
   SampleMemory* memory_;
   CutFinder cuts_;
