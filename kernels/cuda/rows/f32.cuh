@@ -33,7 +33,7 @@ __device__ __forceinline__ void GatherOctet(const float* x, const int32_t* perm,
 // dense output are complete and aligned.
 template <typename Source, bool kHadamard>
 __global__ void __maxnreg__(kHadamard ? 64 : 56)
-    CodeF32Rows(const Source source, const RowCoding coding, const int k, const bool dense_whole, const int rows_ahead) {
+    CodeF32Rows(const Source source, const RowCoding coding, const int k, const bool dense_whole) {
   extern __shared__ __align__(16) float x[];
   __shared__ RowResult result;
   const int blocks = (k + kBlockChannels - 1) / kBlockChannels, octets = blocks * kBlockOctets;
@@ -46,7 +46,6 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
   const int64_t row = blockIdx.x;
   int64_t source_row = row;
   if constexpr (Source::kNorm) source_row = source.Row(row);
-  source.Prefetch(row + rows_ahead);
   for (int o = thread; o < octets; o += threads) {
     float v[kOctet];
     source.Load(source_row, o * kOctet, v);

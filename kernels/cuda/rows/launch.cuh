@@ -25,13 +25,13 @@ void LaunchRows(const Device& device, const Source& source, const InputCoding& c
   if (plan.packed) {
     NIBBLE_CHECK(source.whole, "rows of a quantized model are 16-byte aligned");
     AllowSharedMemory(CodePackedRows<Source>, plan.shared_bytes);
-    Launch(device, CodePackedRows<Source>, grid, block, plan.shared_bytes, source, row_coding, k, plan.rows_ahead);
+    Launch(device, CodePackedRows<Source>, grid, block, plan.shared_bytes, source, row_coding, k);
     return;
   }
   const auto kernel = coding.hadamard > 1 ? CodeF32Rows<Source, true> : CodeF32Rows<Source, false>;
   AllowSharedMemory(kernel, plan.shared_bytes);
   Launch(device, kernel, grid, block, plan.shared_bytes, source, row_coding, k,
-         !coding.quantized && WholeOctets(out.dense, coding.k), plan.rows_ahead);
+         !coding.quantized && WholeOctets(out.dense, coding.k));
 }
 
 }  // namespace nibble::cuda

@@ -10,8 +10,7 @@ namespace nibble::cuda {
 // Eight neighbouring threads take a block of 128: thread q its octets q and q + 8 (a unit), so that their sum is the
 // tree's first step and a warp reads and writes whole 128-byte lines. Grid: one block per output row.
 template <typename Source>
-__global__ void __maxnreg__(Source::kRegisters) CodePackedRows(const Source source, const RowCoding coding, const int k,
-                                                     const int rows_ahead) {
+__global__ void __maxnreg__(Source::kRegisters) CodePackedRows(const Source source, const RowCoding coding, const int k) {
   constexpr int kHalf = kBlockChannels / 2, kThreads = kBlockOctets / 2;
   extern __shared__ __align__(16) uint4 row_packed[];
   __shared__ RowResult result;
@@ -26,7 +25,6 @@ __global__ void __maxnreg__(Source::kRegisters) CodePackedRows(const Source sour
   const int64_t row = blockIdx.x;
   int64_t source_row = row;
   if constexpr (Source::kNorm) source_row = source.Row(row);
-  source.Prefetch(row + rows_ahead);
   for (int unit = thread; unit < units; unit += threads) {
     const int column = column_of(unit);
     const auto first = source.Fetch(source_row, column), second = source.Fetch(source_row, column + kHalf);

@@ -16,7 +16,6 @@ constexpr int64_t kUnitChannels = 16;  // of a thread at a time, packed
 constexpr int64_t kOctetChannels = 8;  // of a thread at a time, as f32
 // Per block of 128 channels: its sum of squares, largest magnitude and bits.
 constexpr int64_t kBlockStateBytes = 12;
-constexpr int64_t kBlocksPerMultiprocessor = 4;
 constexpr int64_t kPadBytes = 32;  // per block, for Hadamard's strides
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -45,9 +44,6 @@ absl::StatusOr<RowPlan> PlanRow(const RowShape& shape, int64_t shared_limit_byte
     const bool alone = 2 * plan.shared_bytes > shared_limit_bytes;
     plan.threads = EvenThreads(channels / kOctetChannels, many && !alone ? kMostThreadsOfMany : kMostThreads);
   }
-  // The row after those that the device works on at once.
-  const int64_t fit = std::clamp<int64_t>(shared_limit_bytes / plan.shared_bytes, 1, kBlocksPerMultiprocessor);
-  plan.rows_ahead = static_cast<int>(fit * multiprocessors);
   if (plan.shared_bytes > shared_limit_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("a row of ", shape.k, " channels needs ", plan.shared_bytes,
                                                    " bytes of shared memory, a block of this device has ",

@@ -16,7 +16,6 @@ struct RowPlan {
   bool packed = false;
   int threads = 0;           // per block, whole warps
   int64_t shared_bytes = 0;  // dynamic
-  int rows_ahead = 0;        // distance to the row that a block brings into the L2
 };
 
 // What a row operator does with rows of K channels.

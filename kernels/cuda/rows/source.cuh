@@ -5,22 +5,9 @@
 #pragma once
 
 #include "kernels/cuda/math.cuh"
-#include "kernels/cuda/ptx/prefetch.h"
 #include "kernels/cuda/rows/octet.cuh"
 
 namespace nibble::cuda {
-
-// Brings a row that a later block will take into the L2, so that memory is busy while this one computes. Whole block;
-// none when there is no such row.
-__device__ __forceinline__ void PrefetchRow(const Rows& rows, int64_t row) {
-  constexpr int kLine = 128;
-  if (rows.data == nullptr || row >= rows.rows) return;
-  const int bytes = static_cast<int>(rows.cols) * (rows.dtype == DType::kBF16 ? 2 : 4);
-  const uint8_t* begin = static_cast<const uint8_t*>(RowPointer(rows, row));
-  for (int at = static_cast<int>(threadIdx.x) * kLine; at < bytes; at += static_cast<int>(blockDim.x) * kLine) {
-    PrefetchL2(begin + at);
-  }
-}
 
 // Rows as they are.
 struct PlainSource {
@@ -33,7 +20,6 @@ struct PlainSource {
   Rows in;
   bool whole;
 
-  __device__ __forceinline__ void Prefetch(int64_t row) const { PrefetchRow(in, row); }
 
   __device__ __forceinline__ void Load(int64_t row, int begin, float x[kOctet]) const {
     LoadOctet(RowAt(in, row, 0, whole), begin, static_cast<int>(in.cols), x);
@@ -60,11 +46,6 @@ struct NormSource {
   float eps;
   bool whole;
 
-  __device__ __forceinline__ void Prefetch(int64_t row) const {
-    if (row_index != nullptr) return;
-    PrefetchRow(residual, row);
-    PrefetchRow(delta, row);
-  }
   // Row of the residual behind output row `row`.
   __device__ __forceinline__ int64_t Row(int64_t row) const {
     if (row_index == nullptr) return row;
@@ -178,7 +159,6 @@ struct SiluSource {
   Rows gate_up;
   bool whole;
 
-  __device__ __forceinline__ void Prefetch(int64_t row) const { PrefetchRow(gate_up, row); }
 
   __device__ __forceinline__ int Features() const { return static_cast<int>(gate_up.cols / 2); }
   __device__ __forceinline__ void Load(int64_t row, int begin, float x[kOctet]) const {
