@@ -192,12 +192,17 @@ struct DenseTile {
 template <int kPlan>
 __global__ __launch_bounds__(kDensePlans[kPlan].threads, kDensePlans[kPlan].blocks) void DenseMmaKernel(
     const __grid_constant__ DenseProblem p) {
-  extern __shared__ __align__(1024) uint8_t stages[];
   constexpr DensePlan kP = kDensePlans[kPlan];
-  const int64_t row_blocks = (p.rows + kP.rows - 1) / kP.rows;  // adjacent: they share the weight in the L2
-  DenseTile<kPlan>{p, SharedAddress(stages), blockIdx.x % row_blocks * kP.rows, blockIdx.x / row_blocks * kP.outputs,
-                   static_cast<int>(p.k / kDenseStepK)}
-      .Run();
+#ifndef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (kPlan < kDensePlansBeforeHopper)  // the others are never picked there, and have no code
+#endif
+  {
+    extern __shared__ __align__(1024) uint8_t stages[];
+    const int64_t row_blocks = (p.rows + kP.rows - 1) / kP.rows;  // adjacent: they share the weight in the L2
+    DenseTile<kPlan>{p, SharedAddress(stages), blockIdx.x % row_blocks * kP.rows, blockIdx.x / row_blocks * kP.outputs,
+                     static_cast<int>(p.k / kDenseStepK)}
+        .Run();
+  }
 }
 
 template <int kPlan>

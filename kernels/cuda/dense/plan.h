@@ -25,6 +25,7 @@ struct DensePlan {
 };
 inline constexpr DensePlan kDenseChainPlan = {.rows = 32, .outputs = 32, .threads = 256};
 inline constexpr int kNumDensePlans = 6;
+inline constexpr int kDensePlansBeforeHopper = 4;  // the others need more shared memory than 8.x has
 inline constexpr DensePlan kDensePlans[kNumDensePlans] = {
     {.rows = 8, .outputs = 64, .threads = 128, .stages = 8, .blocks = 3},
     {.rows = 16, .outputs = 64, .threads = 128, .stages = 7, .blocks = 3},

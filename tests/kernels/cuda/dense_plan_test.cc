@@ -40,6 +40,7 @@ TEST(DensePlanTest, BlocksFitTheirMultiprocessor) {
     EXPECT_LE(plan.blocks * (plan.shared_bytes() + 1024), 228 << 10) << plan.rows;
     EXPECT_EQ(plan.threads * kDensePanelN, plan.outputs * 128) << plan.rows;
     EXPECT_EQ(plan.stage_bytes() % 1024, 0) << plan.rows;
+    EXPECT_EQ(plan.shared_bytes() <= 163 << 10, &plan < kDensePlans + kDensePlansBeforeHopper) << plan.rows;
   }
 }
 
