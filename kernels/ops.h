@@ -81,6 +81,9 @@ struct W4View {
   const uint8_t* group_scale = nullptr;   // [N, K/128], 1..16
   const int8_t* group_min = nullptr;      // [N, K/128], -119..127, also after adding 15 scales
   const float* channel_scale = nullptr;   // [N]
+  // [K/128] InputCoding::block_bits of the input, equal for projections that are stacked: inputs then always come with
+  // exponents, for backends that multiply in 4 bits. Null: no block is 4-bit.
+  const uint8_t* block_bits = nullptr;
 };
 // Logical dense weight of one projection, host memory.
 struct DenseView {

@@ -18,6 +18,9 @@
 #ifdef NIBBLE_CUDA_GEMM_W4AX
 #include "kernels/cuda/gemm_w4ax/gemm.h"
 #endif
+#ifdef NIBBLE_CUDA_GEMM_SM80
+#include "kernels/cuda/gemm_sm80/gemm.h"
+#endif
 
 namespace nibble {
 namespace {
@@ -97,6 +100,13 @@ class CudaOps final : public Ops {
       return cuda::PackW4Ax(device_, staging_, parts);
     }
 #endif
+#ifdef NIBBLE_CUDA_GEMM_SM80
+    if (device_.capability < 90) {
+      NIBBLE_RETURN_IF_ERROR(ReserveScratch(
+          cuda::sm80::LinearW4AxScratchBytes(parts[0].k, kMaxLinearRows, device_.multiprocessors)));
+      return cuda::sm80::PackW4Ax(device_, staging_, parts);
+    }
+#endif
     return absl::UnimplementedError(
         absl::StrCat("this build has no 4-bit linear layers for compute capability ", device_.capability / 10, ".",
                      device_.capability % 10));
@@ -130,8 +140,11 @@ class CudaOps final : public Ops {
   void DoLinear(const LinearArgs& args) override {
     Bind();
     if (args.input.codes == nullptr) return cuda::LinearDense(device_, args);
-#ifdef NIBBLE_CUDA_GEMM_W4AX
     NIBBLE_CHECK_LE(args.input.rows, kMaxLinearRows);
+#ifdef NIBBLE_CUDA_GEMM_SM80
+    if (device_.capability < 90) return cuda::sm80::LinearW4Ax(device_, args);
+#endif
+#ifdef NIBBLE_CUDA_GEMM_W4AX
     cuda::LinearW4Ax(device_, args);
 #endif
   }

@@ -109,7 +109,8 @@ class Loader {
                        .qweight = part.qweight.data(),
                        .group_scale = part.group_scale.data(),
                        .group_min = part.group_min.data(),
-                       .channel_scale = part.channel_scale.data()});
+                       .channel_scale = part.channel_scale.data(),
+                       .block_bits = part.block_bits.data()});
     }
     return model_.ops->PackW4(views);
   }
