@@ -91,6 +91,9 @@ absl::StatusOr<std::unique_ptr<OpMeasure>> CreateOpMeasure(const OpsOptions& opt
     NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<cuda::Measure> measure, cuda::CreateMeasure(ops));
     return std::make_unique<GpuMeasure>(std::move(measure));
   }
+#else
+  // The host's clock would time launches, not kernels.
+  if (options.backend == "cuda") return absl::UnavailableError("this build cannot measure on a GPU");
 #endif
   return std::make_unique<CpuMeasure>();
 }
