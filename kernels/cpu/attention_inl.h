@@ -89,7 +89,7 @@ void RopeAppend(const RopeAppendArgs& args, int64_t row, Scratch*) {
   const float* cos_sin = args.cos_sin + position * d;
   alignas(64) float x[kMaxHeadDim];
   for (int64_t h = 0; h < args.q_heads; ++h) {
-    LoadRow(args.qkv, row, h * d, d, x);
+    LoadValues(args.qkv, row, h * d, d, x);
     Rotate(x, cos_sin, d);
     StoreRow(x, args.qkv, row, h * d, d);
   }
@@ -97,7 +97,7 @@ void RopeAppend(const RopeAppendArgs& args, int64_t row, Scratch*) {
   const int64_t token = position % kPageTokens;
   for (int64_t h = 0; h < 2 * layout.kv_heads; ++h) {
     const bool value = h >= layout.kv_heads;
-    LoadRow(args.qkv, row, (args.q_heads + h) * d, d, x);
+    LoadValues(args.qkv, row, (args.q_heads + h) * d, d, x);
     if (!value) Rotate(x, cos_sin, d);
     const HeadView to = KeyView(args.pages, page, value ? h - layout.kv_heads : h, value);
     if (layout.format == KvFormat::kKV4) {
@@ -334,7 +334,7 @@ void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, in
   float* out = q + heads * d;
   HeadState* state = reinterpret_cast<HeadState*>(memory + floats);
   for (int64_t i = 0; i < heads; ++i) {
-    LoadRow(args.qkv, row_begin + i / group, (kv_head * group + i % group) * d, d, q + i * d);
+    LoadValues(args.qkv, row_begin + i / group, (kv_head * group + i % group) * d, d, q + i * d);
     Vec q_sum = Vec::Zero();
     for (int64_t c = 0; c < d; c += kLanes) {
       const Vec scaled = Vec::Load(q + i * d + c) * Vec::Set(args.scale);

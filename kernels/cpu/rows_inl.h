@@ -36,11 +36,10 @@ inline float SumOfSquares(const float* x, int64_t padded) {
   return ReduceAdd(Vec::Load(lanes));
 }
 
-// Columns [begin, begin + count) of a row, as f32, zero-padded.
-inline void LoadRow(const Rows& rows, int64_t row, int64_t begin, int64_t count, float* to) {
+// Columns [begin, begin + count) of a row, as f32.
+inline void LoadValues(const Rows& rows, int64_t row, int64_t begin, int64_t count, float* to) {
   const int64_t whole = count / kLanes * kLanes;
   const int64_t at = row * rows.cols + begin;
-  for (int64_t i = count; i < PaddedFloats(count); ++i) to[i] = 0.0f;
   if (rows.dtype == DType::kF32) {
     std::memcpy(to, static_cast<const float*>(rows.data) + at, count * sizeof(float));
     return;
@@ -48,6 +47,11 @@ inline void LoadRow(const Rows& rows, int64_t row, int64_t begin, int64_t count,
   const BF16* from = static_cast<const BF16*>(rows.data) + at;
   for (int64_t i = 0; i < whole; i += kLanes) Vec::LoadBF16(from + i).Store(to + i);
   for (int64_t i = whole; i < count; ++i) to[i] = ToFloat(from[i]);
+}
+// The same, zero-padded to whole blocks.
+inline void LoadRow(const Rows& rows, int64_t row, int64_t begin, int64_t count, float* to) {
+  std::fill(to + count, to + PaddedFloats(count), 0.0f);
+  LoadValues(rows, row, begin, count, to);
 }
 
 inline void StoreRow(const float* from, const Rows& rows, int64_t row, int64_t begin, int64_t count) {

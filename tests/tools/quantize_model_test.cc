@@ -320,7 +320,8 @@ TEST_F(QuantizeModelTest, TheBundledModelLoadsAtOneAndTwo) {
     ASSERT_TRUE(report.ok()) << report.status();
     ExpectLoads(options.output, {1, 2});
     if (mode == Quantization::kW4A4KV4) {
-      EXPECT_LE(static_cast<double>(report->eight_bit_blocks), 0.17 * static_cast<double>(report->blocks));
+      // One of four blocks of the narrow inputs, the fewest there can be.
+      EXPECT_LE(static_cast<double>(report->eight_bit_blocks), 0.25 * static_cast<double>(report->blocks));
     }
     const auto too_many =
         (*Checkpoint::Open(options.output))->Linear("model.layers.0.self_attn.k_proj", ShardAxis::kColumns, 0, 4);
