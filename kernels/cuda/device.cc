@@ -92,4 +92,15 @@ bool IsSticky(cudaError_t error) {
   }
 }
 
+absl::StatusOr<Buffer> AllocateDevice(const Device& device, int64_t bytes, const char* purpose) {
+  void* data = nullptr;
+  if (cudaMalloc(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
+    (void)cudaGetLastError();  // said here; later calls need not say it again
+    return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes of ", purpose));
+  }
+  Buffer buffer(data, static_cast<size_t>(bytes), [](void* p) { cudaFree(p); });
+  NIBBLE_CUDA_CHECK(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), device.stream));
+  return buffer;
+}
+
 }  // namespace nibble::cuda

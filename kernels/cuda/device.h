@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/base/check.h"
+#include "kernels/ops.h"
 
 namespace nibble::cuda {
 
@@ -49,6 +50,10 @@ struct Device {
 // is there and what is needed, when the driver is too old, the machine has no such device, or this build has no
 // kernels for it.
 absl::StatusOr<Device> OpenDevice(int ordinal);
+
+// Zeroed memory on the calling thread's device, cleared in the order of device.stream. RESOURCE_EXHAUSTED with the
+// bytes and what they are for.
+absl::StatusOr<Buffer> AllocateDevice(const Device& device, int64_t bytes, const char* purpose);
 
 // "NVIDIA H200, compute capability 9.0".
 std::string DeviceName(int ordinal);

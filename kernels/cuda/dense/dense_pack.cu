@@ -8,15 +8,6 @@ namespace {
 
 constexpr int64_t kStagingBytes = int64_t{64} << 20;
 
-absl::StatusOr<Buffer> AllocateDevice(int64_t bytes) {
-  void* data = nullptr;
-  if (cudaMalloc(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();  // the failure is reported here and need not show in a later call
-    return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes of a dense weight"));
-  }
-  return Buffer(data, static_cast<size_t>(bytes), [](void* p) { cudaFree(p); });
-}
-
 absl::Status Lost(cudaError_t error) {
   return absl::InternalError(absl::StrCat("packing a dense weight: ", cudaGetErrorName(error), ", ",
                                           cudaGetErrorString(error)));
@@ -49,11 +40,11 @@ absl::StatusOr<std::unique_ptr<Weight>> PackDense(const Device& device, Staging&
   const int64_t k = weight->k = parts[0].k, k_tiles = (k + 15) / 16;
   const int64_t panels = (weight->n + kDensePanelN - 1) / kDensePanelN, panel_bytes = k_tiles * 16 * kDensePanelN * 2;
   weight->bytes = panels * panel_bytes;
-  auto data = AllocateDevice(weight->bytes);
+  auto data = AllocateDevice(device, weight->bytes, "a dense weight");
   if (!data.ok()) return data.status();
   weight->data = *std::move(data);
   const int64_t batch = std::clamp<int64_t>(kStagingBytes / panel_bytes, 1, panels) * kDensePanelN;  // outputs
-  auto rows = AllocateDevice(batch * k * 2);  // in checkpoint order
+  auto rows = AllocateDevice(device, batch * k * 2, "a dense weight");  // in checkpoint order
   if (!rows.ok()) return rows.status();
 
   int64_t part = 0, used = 0;  // outputs of the part that were taken

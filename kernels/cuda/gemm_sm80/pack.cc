@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "kernels/cuda/gemm_sm80/gemm.h"
 #include "kernels/cuda/gemm_sm80/layout.h"
@@ -10,18 +9,7 @@ namespace nibble::cuda::sm80 {
 namespace {
 
 constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of checkpoint order on the device at a time
-
-// Zeroed device memory.
-absl::StatusOr<Buffer> AllocateDevice(const Device& device, int64_t bytes) {
-  void* data = nullptr;
-  if (cudaMalloc(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();  // said here; later calls need not say it again
-    return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes of a W4Ax weight"));
-  }
-  Buffer buffer(data, static_cast<size_t>(bytes), [](void* p) { cudaFree(p); });
-  NIBBLE_CUDA_CHECK(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), device.stream));
-  return buffer;
-}
+constexpr char kPurpose[] = "a W4Ax weight";
 
 // Place of each block in the kernel's order: 4-bit blocks, then 8-bit ones.
 std::vector<int32_t> StepsOf(const uint8_t* block_bits, int64_t blocks, int64_t* four_bit_blocks) {
@@ -47,17 +35,18 @@ absl::StatusOr<std::unique_ptr<Weight>> PackW4Ax(const Device& device, Staging& 
   const int64_t padded_n = RowTiles(weight->n) * kTileRows, blocks = weight->k / kBlock;
   const std::vector<int32_t> steps = StepsOf(parts[0].block_bits, blocks, &weight->four_bit_blocks);
   const int64_t depth = MinimaDepth(weight->four_bit_blocks);
-  NIBBLE_ASSIGN_OR_RETURN(weight->blocks, AllocateDevice(device, padded_n / kTileRows * blocks * kWeightBlockBytes));
-  NIBBLE_ASSIGN_OR_RETURN(weight->minima, AllocateDevice(device, std::max<int64_t>(padded_n * depth, 1)));
-  NIBBLE_ASSIGN_OR_RETURN(weight->steps, AllocateDevice(device, blocks * 4));
-  NIBBLE_ASSIGN_OR_RETURN(weight->channel_scale, AllocateDevice(device, padded_n * 4));
+  NIBBLE_ASSIGN_OR_RETURN(weight->blocks,
+                          AllocateDevice(device, padded_n / kTileRows * blocks * kWeightBlockBytes, kPurpose));
+  NIBBLE_ASSIGN_OR_RETURN(weight->minima, AllocateDevice(device, std::max<int64_t>(padded_n * depth, 1), kPurpose));
+  NIBBLE_ASSIGN_OR_RETURN(weight->steps, AllocateDevice(device, blocks * 4, kPurpose));
+  NIBBLE_ASSIGN_OR_RETURN(weight->channel_scale, AllocateDevice(device, padded_n * 4, kPurpose));
   weight->bytes = static_cast<int64_t>(weight->blocks.bytes() + weight->minima.bytes() + weight->steps.bytes() +
                                        weight->channel_scale.bytes());
   NIBBLE_CUDA_CHECK(staging.Upload(weight->steps.data(), steps.data(), steps.size() * 4));
 
   const int64_t row_bytes = weight->k / 2 + 2 * blocks;
   const int64_t chunk_rows = std::max<int64_t>(16, kChunkBytes / row_bytes / 16 * 16);  // of 16: aligned tensors
-  NIBBLE_ASSIGN_OR_RETURN(Buffer chunk, AllocateDevice(device, chunk_rows * row_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer chunk, AllocateDevice(device, chunk_rows * row_bytes, kPurpose));
   auto* qweight = chunk.as<uint8_t>();
   uint8_t* group_scale = qweight + chunk_rows * weight->k / 2;
   auto* group_min = reinterpret_cast<int8_t*>(group_scale + chunk_rows * blocks);

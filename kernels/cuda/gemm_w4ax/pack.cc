@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "kernels/cuda/gemm_w4ax/gemm.h"
 #include "kernels/cuda/gemm_w4ax/kernel.h"
@@ -11,18 +10,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int64_t kChunkBytes = int64_t{32} << 20;  // of checkpoint order on the device at a time
-
-// Zeroed device memory.
-absl::StatusOr<Buffer> AllocateDevice(const Device& device, int64_t bytes) {
-  void* data = nullptr;
-  if (cudaMalloc(&data, static_cast<size_t>(bytes)) != cudaSuccess) {
-    cudaGetLastError();  // said here; later calls need not say it again
-    return absl::ResourceExhaustedError(absl::StrCat("no device memory for ", bytes, " bytes of a W4Ax weight"));
-  }
-  Buffer buffer(data, static_cast<size_t>(bytes), [](void* p) { cudaFree(p); });
-  NIBBLE_CUDA_CHECK(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), device.stream));
-  return buffer;
-}
+constexpr char kPurpose[] = "a W4Ax weight";
 
 }  // namespace
 
@@ -37,14 +25,16 @@ absl::StatusOr<std::unique_ptr<Weight>> PackW4Ax(const Device& device, Staging& 
                  "gate and up have the same number of rows, a multiple of 32");
   }
   const int64_t padded_n = W4AxRowBlocks(weight->n) * kRowBlock, groups = weight->k / kBlock;
-  NIBBLE_ASSIGN_OR_RETURN(weight->blocks, AllocateDevice(device, W4AxBytes(weight->n, weight->k) + kW4AxSlackBytes));
-  NIBBLE_ASSIGN_OR_RETURN(weight->channel_scale, AllocateDevice(device, padded_n * 4));
-  NIBBLE_ASSIGN_OR_RETURN(weight->arrivals, AllocateDevice(device, kMaxGemmWorkers * kGemmArrivalsPerWorker * 4));
+  NIBBLE_ASSIGN_OR_RETURN(weight->blocks,
+                          AllocateDevice(device, W4AxBytes(weight->n, weight->k) + kW4AxSlackBytes, kPurpose));
+  NIBBLE_ASSIGN_OR_RETURN(weight->channel_scale, AllocateDevice(device, padded_n * 4, kPurpose));
+  NIBBLE_ASSIGN_OR_RETURN(weight->arrivals,
+                          AllocateDevice(device, kMaxGemmWorkers * kGemmArrivalsPerWorker * 4, kPurpose));
   weight->bytes = static_cast<int64_t>(weight->blocks.bytes() + weight->channel_scale.bytes() + weight->arrivals.bytes());
 
   const int64_t row_bytes = weight->k / 2 + 2 * groups;
   const int64_t chunk_rows = std::max<int64_t>(16, kChunkBytes / row_bytes / 16 * 16);  // of 16: aligned tensors
-  NIBBLE_ASSIGN_OR_RETURN(Buffer chunk, AllocateDevice(device, chunk_rows * row_bytes));
+  NIBBLE_ASSIGN_OR_RETURN(Buffer chunk, AllocateDevice(device, chunk_rows * row_bytes, kPurpose));
   auto* qweight = chunk.as<uint8_t>();
   uint8_t* group_scale = qweight + chunk_rows * weight->k / 2;
   auto* group_min = reinterpret_cast<int8_t*>(group_scale + chunk_rows * groups);
