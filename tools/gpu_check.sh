@@ -48,6 +48,9 @@ export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 # Behind whatever is set already: a bundle's libraries, then CUDA's.
 export LD_LIBRARY_PATH=$here/lib:${CUDA_HOME:-/usr/local/cuda}/lib64:${LD_LIBRARY_PATH:-}
 
+# What was built: a commit, marked when files differ from it.
+commit_of_tree() { git -C "$here/.." describe --always --dirty --exclude '*' 2>/dev/null || echo unknown; }
+
 build_tree() {  # ARCHITECTURES
   local tree=$here/..
   command -v cmake >/dev/null || lacks 'cmake is not installed, and this is a source tree: install it, or take a bundle'
@@ -80,6 +83,7 @@ pack() {  # FILE
     strip "$stage/gpu_check/lib/$(basename "$library")"
   done
   cp "$0" "$stage/gpu_check/gpu_check.sh"
+  commit_of_tree >"$stage/gpu_check/commit"
   tar -C "$stage" -cJf "$1" gpu_check
   rm -rf "$stage"
   echo "packed $1, $(du -h "$1" | cut -f1): unpack it and run gpu_check/gpu_check.sh"
@@ -105,7 +109,8 @@ else
     *) lacks "compute capability ${gpu##*, } has no kernels; those of 8.0, 8.9 and 9.0 have" ;;
   esac
 fi
-echo "$gpu"
+commit=$(cat "$here/commit" 2>/dev/null || commit_of_tree)
+echo "$gpu, commit $commit"
 
 # ---- the checks: one row each: name, result (ok, FAILED, skipped), seconds, detail
 rows=() failed=0
@@ -176,7 +181,8 @@ for row in "${rows[@]}"; do
   {\"name\": \"$name\", \"result\": \"$result\", \"seconds\": $seconds, \"detail\": \"${detail//\"/\\\"}\"}"
 done
 {
-  printf '{"date": "%s", "gpu": "%s", "failed": %s, "checks": [%s\n ]' "$(date -u +%Y%m%d-%H%M%S)" "$gpu" $failed "$json"
+  printf '{"date": "%s", "commit": "%s", "gpu": "%s", "failed": %s, "checks": [%s\n ]' "$(date -u +%Y%m%d-%H%M%S)" "$commit" "$gpu" \
+    $failed "$json"
   if [ -s "$out/op.json" ] && wants bench; then
     printf ',\n "op": '
     cat "$out/op.json"

@@ -73,47 +73,48 @@ class AttentionSide {
       : ops_(ops), model_(model), layout_{KvFormat::kKV4, model.kv_heads, model.head_dim}, step_(ops, sequences),
         cols_((model.q_heads + 2 * model.kv_heads) * model.head_dim), rows_(step_.rows().rows),
         max_positions_(step_.max_pages * kPageTokens), cos_sin_(ops, CosSin(max_positions_, model.head_dim)),
-        qkv_(ops, RandomBF16(rows_ * cols_, 1)), out_(ops, rows_ * model.q_heads * model.head_dim) {
-    for (int64_t i = 0; i < copies; ++i) pages_.emplace_back(ops, step_.num_pages * layout_.page_bytes());
+        out_(ops, rows_ * model.q_heads * model.head_dim) {
+    for (int64_t i = 0; i < copies; ++i) {
+      pages_.emplace_back(ops, step_.num_pages * layout_.page_bytes());
+      qkv_.emplace_back(ops, RandomBF16(rows_ * cols_, 1));
+    }
     FillPages(sequences);
     ops_.BeginStep({.step = step_.rows(), .q_heads = model_.q_heads, .layout = layout_});
   }
 
   void Attend(int launch) {
     ops_.Attention({.step = step_.rows(),
-                    .qkv = Qkv(),
+                    .qkv = Qkv(launch),
                     .q_heads = model_.q_heads,
                     .pages = Pages(launch),
                     .scale = 1 / std::sqrt(static_cast<float>(model_.head_dim)),
                     .out = {out_.data(), DType::kBF16, rows_, model_.q_heads * model_.head_dim}});
   }
-  void Append(int launch) { Append(step_, qkv_, Pages(launch)); }
+  void Append(int launch) {
+    ops_.RopeAppend({.step = step_.rows(),
+                     .qkv = Qkv(launch),
+                     .q_heads = model_.q_heads,
+                     .cos_sin = cos_sin_.data(),
+                     .max_positions = max_positions_,
+                     .pages = Pages(launch)});
+  }
 
   void ResetQkv() {
     const std::vector<BF16> contents = RandomBF16(rows_ * cols_, 1);
-    ops_.Upload(qkv_.data(), contents.data(), contents.size() * sizeof(BF16));
+    ops_.Upload(qkv_[0].data(), contents.data(), contents.size() * sizeof(BF16));
     ops_.BeginStep({.step = step_.rows(), .q_heads = model_.q_heads, .layout = layout_});
   }
   void SetRow(int64_t row, std::span<const BF16> values) {
-    ops_.Upload(qkv_.data() + row * cols_, values.data(), values.size_bytes());
+    ops_.Upload(qkv_[0].data() + row * cols_, values.data(), values.size_bytes());
   }
   OpArray<BF16>& out() { return out_; }
-  const OpArray<BF16>& qkv() const { return qkv_; }
+  const OpArray<BF16>& qkv() const { return qkv_[0]; }
   int64_t cols() const { return cols_; }
   int64_t out_cols() const { return model_.q_heads * model_.head_dim; }
 
  private:
-  Rows Qkv() const { return {qkv_.data(), DType::kBF16, rows_, cols_}; }
+  Rows Qkv(int launch) const { return {qkv_[launch % qkv_.size()].data(), DType::kBF16, rows_, cols_}; }
   KvPages Pages(int launch) const { return {pages_[launch % pages_.size()].data(), step_.num_pages, layout_}; }
-
-  void Append(const OpStep& step, const OpArray<BF16>& qkv, const KvPages& pages) {
-    ops_.RopeAppend({.step = step.rows(),
-                     .qkv = {qkv.data(), DType::kBF16, step.rows().rows, cols_},
-                     .q_heads = model_.q_heads,
-                     .cos_sin = cos_sin_.data(),
-                     .max_positions = max_positions_,
-                     .pages = pages});
-  }
 
   // Every sequence holds the same tokens, so that one alone, on another backend, is like it among others.
   void FillPages(const std::vector<OpSequence>& sequences) {
@@ -153,8 +154,9 @@ class AttentionSide {
   OpStep step_;
   int64_t cols_, rows_, max_positions_;
   OpArray<float> cos_sin_;
-  OpArray<BF16> qkv_, out_;
-  std::vector<OpArray<uint8_t>> pages_;
+  OpArray<BF16> out_;
+  std::vector<OpArray<uint8_t>> pages_;  // launches take these
+  std::vector<OpArray<BF16>> qkv_;       // and these in turn
 };
 
 std::vector<OpSequence> SequencesOf(const OpSpec& spec) {
@@ -177,10 +179,14 @@ double KvBytes(const OpModel& model, double tokens) {
 }
 
 int64_t CopiesOf(const OpContext& context, const OpSpec& spec) {
+  if (spec.op == "prefill") return 1;
   double tokens = 0;
   for (const OpSequence& s : SequencesOf(spec)) tokens += static_cast<double>(s.context);
-  return std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(context.rotate_bytes) / KvBytes(spec.model, tokens)), 1,
-                             spec.op == "attention" ? kMaxCopies : 1);
+  // Appending reads and writes the rows, attending reads the cache.
+  const OpModel& m = spec.model;
+  const double moved = spec.op == "attention" ? KvBytes(m, tokens)
+                                              : 2.0 * static_cast<double>(spec.rows * (m.q_heads + 2 * m.kv_heads) * m.head_dim);
+  return std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(context.rotate_bytes) / moved), 1, kMaxCopies);
 }
 
 class AttentionCase final : public OpCase {
@@ -232,7 +238,7 @@ class AttentionCase final : public OpCase {
 class AppendCase final : public OpCase {
  public:
   AppendCase(const OpContext& context, const OpSpec& spec)
-      : side_(context.ops, spec.model, SequencesOf(spec), 1),
+      : side_(context.ops, spec.model, SequencesOf(spec), CopiesOf(context, spec)),
         checked_(context.specification, spec.model, SequencesOf(spec), 1) {
     const OpModel& m = spec.model;
     const double rows = static_cast<double>(spec.rows), d = static_cast<double>(m.head_dim);

@@ -48,6 +48,12 @@ std::vector<float> RandomFloats(int64_t count, uint64_t seed, float scale) {
   return Repeated<float>(count, [&] { return normal(random); });
 }
 
+std::vector<uint8_t> BlockBits(int64_t k, bool all_wide) {
+  std::vector<uint8_t> bits(k / kBlock);
+  for (size_t i = 0; i < bits.size(); ++i) bits[i] = all_wide || i % 8 == 0 ? 8 : 4;
+  return bits;
+}
+
 std::string FirstFarBF16(const char* name, std::span<const BF16> got, std::span<const BF16> want, int ulps,
                          float near_zero) {
   for (size_t i = 0; i < want.size(); ++i) {

@@ -57,6 +57,8 @@ absl::StatusOr<std::unique_ptr<OpCase>> MakeSamplingCase(const OpContext& contex
 std::vector<uint8_t> RandomBytes(int64_t count, uint64_t seed);
 std::vector<BF16> RandomBF16(int64_t count, uint64_t seed, float scale = 1);
 std::vector<float> RandomFloats(int64_t count, uint64_t seed, float scale = 1);
+// InputCoding::block_bits of K channels: one block in eight has 8 bits, or all have.
+std::vector<uint8_t> BlockBits(int64_t k, bool all_wide);
 
 // An array of a backend. Memory that does not exist is a failed check: sizes were made to fit by MakeOpCase.
 template <typename T>

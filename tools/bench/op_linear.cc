@@ -32,8 +32,13 @@ class W4Case final : public OpCase {
   static absl::StatusOr<std::unique_ptr<OpCase>> Make(const OpContext& context, const OpSpec& spec) {
     auto made = std::make_unique<W4Case>(context, spec);
     for (int64_t i = Copies(made->n * made->k / 2, context.rotate_bytes); i > 0; --i) {
-      const W4View view = {made->n, made->k, made->qweight_.data(), made->group_scale_.data(),
-                           made->group_min_.data(), made->channel_scale_.data()};
+      const W4View view = {made->n,
+                           made->k,
+                           made->qweight_.data(),
+                           made->group_scale_.data(),
+                           made->group_min_.data(),
+                           made->channel_scale_.data(),
+                           made->block_bits_.data()};
       NIBBLE_ASSIGN_OR_RETURN(std::unique_ptr<Weight> weight, context.ops.PackW4({&view, 1}));
       made->weights_.push_back(std::move(weight));
     }
@@ -50,13 +55,11 @@ class W4Case final : public OpCase {
       group_min_.push_back(static_cast<int8_t>(-110 + r / 5 % 110));
     }
     for (float x : RandomFloats(n, 3)) channel_scale_.push_back(0.001f + 0.0001f * std::abs(x));
-    for (uint8_t x : RandomBytes(rows_ * k, 4)) codes_.push_back(std::max<int8_t>(-127, static_cast<int8_t>(x)));
-    sums_.resize(rows_);
-    for (int64_t i = 0; i < rows_ * k; ++i) sums_[i / k] += codes_[i];
-    for (float x : RandomFloats(rows_, 5)) scales_.push_back(0.001f + 0.01f * std::abs(x));
+    Quantize(context.specification);
     device_codes_.emplace(ops_, codes_);
     device_scales_.emplace(ops_, scales_);
     device_sums_.emplace(ops_, sums_);
+    device_exponents_.emplace(ops_, exponents_);
     out_.emplace(ops_, rows_ * n);
     unit = OpUnit::kInt8;
     operations = 2.0 * rows_ * n * k;
@@ -68,7 +71,8 @@ class W4Case final : public OpCase {
                            .k = k,
                            .codes = device_codes_->data(),
                            .scales = device_scales_->data(),
-                           .code_sums = device_sums_->data()},
+                           .code_sums = device_sums_->data(),
+                           .exponents = device_exponents_->data()},
                  .weight = weights_[launch % weights_.size()].get(),
                  .out = {out_->data(), DType::kBF16, rows_, n}});
   }
@@ -98,15 +102,35 @@ class W4Case final : public OpCase {
   }
 
  private:
+  // The input as a model would code it, W4A4 with a few wide blocks: what the bits are decides how much power a
+  // multiplication takes, and so the clock.
+  void Quantize(Ops& specification) {
+    block_bits_ = BlockBits(k, false);
+    codes_.resize(rows_ * k);
+    scales_.resize(rows_);
+    sums_.resize(rows_);
+    exponents_.resize(rows_ * k / kBlock);
+    std::vector<BF16> x = RandomBF16(rows_ * k, 4);
+    const InputCoding coding = {.k = k, .quantized = true, .block_bits = block_bits_.data()};
+    LinearInput out = {.rows = rows_,
+                       .k = k,
+                       .codes = codes_.data(),
+                       .scales = scales_.data(),
+                       .code_sums = sums_.data(),
+                       .exponents = exponents_.data()};
+    specification.Quantize({.in = {x.data(), DType::kBF16, rows_, k}, .coding = &coding, .out = &out});
+  }
+
   Ops& ops_;
   const int64_t rows_;
-  std::vector<uint8_t> qweight_, group_scale_;
+  std::vector<uint8_t> qweight_, group_scale_, block_bits_, exponents_;
   std::vector<int8_t> group_min_, codes_;
   std::vector<float> channel_scale_, scales_;
   std::vector<int32_t> sums_;
   std::optional<OpArray<int8_t>> device_codes_;
   std::optional<OpArray<float>> device_scales_;
   std::optional<OpArray<int32_t>> device_sums_;
+  std::optional<OpArray<uint8_t>> device_exponents_;
   std::optional<OpArray<BF16>> out_;
   std::vector<std::unique_ptr<Weight>> weights_;
 };

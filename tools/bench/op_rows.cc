@@ -1,5 +1,7 @@
 // Embedding, norm, SiLU and the quantization of a linear's input, each as one operator.
 #include <algorithm>
+#include <numeric>
+#include <random>
 
 #include "tools/bench/op_case.h"
 
@@ -7,7 +9,8 @@ namespace nibble {
 namespace {
 
 constexpr int64_t kCheckedRows = 3;
-constexpr int kWideBlocks = 8;  // one block in so many has eight bits
+constexpr int kSegments = 8;             // a permutation stays inside an eighth of the channels
+constexpr int64_t kHadamardSize = 512;   // or the largest that divides the features
 constexpr int64_t kEmbedRows = 16384;
 constexpr int64_t kMaxCopies = 64;
 
@@ -16,10 +19,16 @@ class RowsSide {
  public:
   RowsSide(Ops& ops, const OpSpec& spec, int64_t rows, int64_t copies)
       : ops_(ops), op_(spec.op), rows_(rows), k_(Features(spec)), in_cols_(op_ == "silu_mul_quantize" ? 2 * k_ : k_),
-        codes_(ops, rows * k_), scales_(ops, rows), sums_(ops, rows), bits_(ops, BlockBits(k_)),
-        weight_(ops, RandomBF16(op_ == "embed" ? kEmbedRows * k_ : k_, 1)), delta_(ops, RandomBF16(rows * in_cols_, 2)),
+        codes_(ops, rows * k_), scales_(ops, rows), sums_(ops, rows), bits_(ops, BlockBits(k_, spec.variant == "a8")),
+        perm_(ops, Permutation(k_)), weight_(ops, RandomBF16(op_ == "embed" ? kEmbedRows * k_ : k_, 1)),
         ids_(ops, Ids(rows)) {
-    for (int64_t i = 0; i < copies; ++i) in_.emplace_back(ops, RandomBF16(rows * in_cols_, 3));
+    coding_ = {.k = k_, .quantized = true, .block_bits = bits_.data()};
+    if (spec.variant == "permuted") coding_.perm = perm_.data();
+    if (spec.variant == "hadamard") coding_.hadamard = std::min(kHadamardSize, k_ & -k_);
+    for (int64_t i = 0; i < copies; ++i) {
+      in_.emplace_back(ops, RandomBF16(rows * in_cols_, 3));
+      if (op_ == "add_norm_quantize") delta_.emplace_back(ops, RandomBF16(rows * in_cols_, 2));
+    }
   }
 
   static int64_t Features(const OpSpec& spec) {
@@ -29,18 +38,17 @@ class RowsSide {
 
   void Issue(int launch) {
     const Rows in = {in_[launch % in_.size()].data(), DType::kBF16, rows_, in_cols_};
-    const InputCoding coding = {.k = k_, .quantized = true, .block_bits = bits_.data()};
     LinearInput out = {.rows = rows_, .k = k_, .codes = codes_.data(), .scales = scales_.data(), .code_sums = sums_.data()};
-    const Rows delta = {delta_.data(), DType::kBF16, rows_, in_cols_};
     if (op_ == "embed") {
       ops_.Embed({.token_ids = ids_.data(), .table = weight_.data(), .vocab = kEmbedRows, .out = in});
     } else if (op_ == "add_norm_quantize") {
+      const Rows delta = {delta_[launch % delta_.size()].data(), DType::kBF16, rows_, in_cols_};
       ops_.AddNormQuantize(
-          {.residual = in, .delta = &delta, .weight = weight_.data(), .eps = 1e-5f, .coding = &coding, .out = &out});
+          {.residual = in, .delta = &delta, .weight = weight_.data(), .eps = 1e-5f, .coding = &coding_, .out = &out});
     } else if (op_ == "quantize") {
-      ops_.Quantize({.in = in, .coding = &coding, .out = &out});
+      ops_.Quantize({.in = in, .coding = &coding_, .out = &out});
     } else {
-      ops_.SiluMulQuantize({.gate_up = in, .coding = &coding, .out = &out});
+      ops_.SiluMulQuantize({.gate_up = in, .coding = &coding_, .out = &out});
     }
   }
 
@@ -74,10 +82,12 @@ class RowsSide {
   }
 
  private:
-  static std::vector<uint8_t> BlockBits(int64_t k) {
-    std::vector<uint8_t> bits(k / kBlock);
-    for (size_t i = 0; i < bits.size(); ++i) bits[i] = i % kWideBlocks == 0 ? 8 : 4;
-    return bits;
+  static std::vector<int32_t> Permutation(int64_t k) {
+    std::vector<int32_t> perm(k);
+    std::iota(perm.begin(), perm.end(), 0);
+    std::mt19937 random(4);
+    for (int64_t i = 0; i < kSegments; ++i) std::shuffle(perm.begin() + i * k / kSegments, perm.begin() + (i + 1) * k / kSegments, random);
+    return perm;
   }
   static std::vector<int32_t> Ids(int64_t rows) {
     std::vector<int32_t> ids(rows);
@@ -92,9 +102,11 @@ class RowsSide {
   OpArray<float> scales_;
   OpArray<int32_t> sums_;
   OpArray<uint8_t> bits_;
-  OpArray<BF16> weight_, delta_;
+  OpArray<int32_t> perm_;
+  InputCoding coding_;
+  OpArray<BF16> weight_;
   OpArray<int32_t> ids_;
-  std::vector<OpArray<BF16>> in_;
+  std::vector<OpArray<BF16>> in_, delta_;
 };
 
 class RowsCase final : public OpCase {

@@ -28,11 +28,11 @@ const std::vector<OpKind>& OpKinds() {
       {"linear", {"qkv", "o", "gate_up", "down"}, {1, 4, 16, 32, 64, 128, 256, 512, 1024, 4096}},
       {"lm_head", {""}, {1, 16, 64, 256}},
       {"attention", {"1k", "4k", "16k", "ragged"}, {1, 16, 64, 256}},
-      {"prefill", {"2k", "8k"}, {2048}},
+      {"prefill", {"2k", "8k"}, {2048, 8192}},
       {"embed", {""}, {32, 4096}},
-      {"add_norm_quantize", {""}, {32, 4096}},
-      {"quantize", {""}, {32, 4096}},
-      {"silu_mul_quantize", {""}, {32, 4096}},
+      {"add_norm_quantize", {"a4", "a8", "permuted"}, {32, 4096}},
+      {"quantize", {"a4", "a8"}, {32, 4096}},
+      {"silu_mul_quantize", {"a4", "a8", "hadamard"}, {32, 4096}},
       {"rope_append", {""}, {32, 4096}},
       {"sample", {"greedy", "temperature", "top_k", "top_p", "logprobs"}, {1, 16, 256}},
       {"record_history", {""}, {8192}},
@@ -84,6 +84,7 @@ absl::StatusOr<std::vector<OpSpec>> SelectOps(const OpFilter& filter) {
       for (const char* variant : kind.variants) {
         for (int64_t rows : filter.rows.empty() ? kind.rows : filter.rows) {
           if (variant == std::string("ragged") && rows == 1) continue;  // lengths of one sequence do not differ
+          if (kind.op == std::string("prefill") && rows > ContextOf(variant)) continue;
           specs.push_back({kind.op, model, variant, rows, ContextOf(variant)});
         }
       }

@@ -25,7 +25,9 @@ const std::vector<OpModel>& OpModels();
 struct OpSpec {
   std::string op;       // "linear", "lm_head", "attention", ...
   OpModel model;
-  std::string variant;  // linear: "qkv", "o", "gate_up", "down"; sample: "greedy", "top_p", ...; attention: "4k", "ragged"
+  // linear: "qkv", "o", "gate_up", "down"; sample: "greedy", "top_p", ...; attention: "4k", "ragged"; coded rows: "a4" (most
+  // blocks in four bits), "a8", and a4 behind a permutation or a Hadamard transform
+  std::string variant;
   int64_t rows = 0;     // T; sequences of a decode step
   int64_t context = 0;  // attention: tokens of each sequence; 0 where lengths differ
 

@@ -11,17 +11,18 @@
 namespace nibble::cuda {
 namespace {
 
-// One thread, long enough for the clock's resolution.
-__global__ void ClockKernel(int64_t* cycles_and_ns) {
-  constexpr int64_t kNanoseconds = 20'000;
-  int64_t begin, now;
-  const int64_t first = clock64();
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
-  do {
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  } while (now - begin < kNanoseconds);
-  cycles_and_ns[0] = clock64() - first;
-  cycles_and_ns[1] = now - begin;
+struct Stamp {
+  int64_t cycles = 0, ns = 0;
+};
+
+// What a multiprocessor's own counter and the device's say. One block for each, and every one gets one while all are idle.
+__global__ void StampKernel(Stamp* stamps) {
+  uint32_t multiprocessor;
+  int64_t ns;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(multiprocessor));
+  const int64_t cycles = clock64();
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  stamps[multiprocessor] = {cycles, ns};
 }
 
 __global__ void ReadKernel(const uint4* data, int64_t count, uint32_t* sink) {
@@ -49,14 +50,14 @@ class DeviceMeasure final : public Measure {
               .l2_bytes = properties.l2CacheSize,
               .driver = absl::StrCat(driver / 1000, ".", driver % 1000 / 10),
               .runtime = absl::StrCat(runtime / 1000, ".", runtime % 1000 / 10)};
-    NIBBLE_CUDA_CHECK(cudaMalloc(&clock_, 2 * sizeof(int64_t)));
+    NIBBLE_CUDA_CHECK(cudaMalloc(&stamps_, 2 * StampBytes()));
     NIBBLE_CUDA_CHECK(cudaEventCreate(&begin_));
     NIBBLE_CUDA_CHECK(cudaEventCreate(&end_));
   }
   ~DeviceMeasure() override {
     (void)cudaEventDestroy(begin_);
     (void)cudaEventDestroy(end_);
-    (void)cudaFree(clock_);
+    (void)cudaFree(stamps_);
   }
 
   const DeviceFacts& facts() const override { return facts_; }
@@ -72,26 +73,26 @@ class DeviceMeasure final : public Measure {
     NIBBLE_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
     NIBBLE_CUDA_CHECK(cudaGraphLaunch(executable, stream_));
     std::vector<double> us;
+    NIBBLE_CUDA_CHECK(cudaMemsetAsync(stamps_, 0, 2 * StampBytes(), stream_));
     for (int i = 0; i < replays; ++i) {
+      const bool last = i == replays - 1;
+      if (last) StampKernel<<<facts_.multiprocessors, 1, 0, stream_>>>(stamps_);
       NIBBLE_CUDA_CHECK(cudaEventRecord(begin_, stream_));
       NIBBLE_CUDA_CHECK(cudaGraphLaunch(executable, stream_));
       NIBBLE_CUDA_CHECK(cudaEventRecord(end_, stream_));
-      if (i == replays - 1) ClockKernel<<<1, 1, 0, stream_>>>(clock_);
+      if (last) StampKernel<<<facts_.multiprocessors, 1, 0, stream_>>>(stamps_ + facts_.multiprocessors);
       NIBBLE_CUDA_CHECK(cudaEventSynchronize(end_));
       float ms = 0;
       NIBBLE_CUDA_CHECK(cudaEventElapsedTime(&ms, begin_, end_));
       us.push_back(1e3 * ms / launches);
     }
-    int64_t clock[2];
-    NIBBLE_CUDA_CHECK(cudaMemcpyAsync(clock, clock_, sizeof(clock), cudaMemcpyDeviceToHost, stream_));
-    NIBBLE_CUDA_CHECK(cudaStreamSynchronize(stream_));
     NIBBLE_CUDA_CHECK(cudaGraphExecDestroy(executable));
     NIBBLE_CUDA_CHECK(cudaGraphDestroy(graph));
     std::sort(us.begin(), us.end());
     const double median = us[us.size() / 2];
     return {.us = median,
             .spread = (us.back() - us.front()) / median,
-            .clock_mhz = 1e3 * static_cast<double>(clock[0]) / static_cast<double>(clock[1])};
+            .clock_mhz = ClockOfLastReplay()};
   }
 
   double ReadBandwidth() override {
@@ -106,7 +107,7 @@ class DeviceMeasure final : public Measure {
     const unsigned blocks = static_cast<unsigned>(facts_.multiprocessors) * 16;
     const Measured read = Replay(2, 5, [&](int) {
       ReadKernel<<<blocks, 512, 0, stream_>>>(static_cast<const uint4*>(data), kBytes / 16,
-                                              reinterpret_cast<uint32_t*>(clock_));
+                                              reinterpret_cast<uint32_t*>(stamps_));
     });
     NIBBLE_CUDA_CHECK(cudaFree(data));
     return bandwidth_ = static_cast<double>(kBytes) / read.us * 1e6;
@@ -127,9 +128,27 @@ class DeviceMeasure final : public Measure {
   }
 
  private:
+  size_t StampBytes() const { return static_cast<size_t>(facts_.multiprocessors) * sizeof(Stamp); }
+
+  // MHz, mean over the last replay and median over the multiprocessors that were stamped before and after it.
+  double ClockOfLastReplay() {
+    std::vector<Stamp> stamps(2 * static_cast<size_t>(facts_.multiprocessors));
+    NIBBLE_CUDA_CHECK(cudaMemcpyAsync(stamps.data(), stamps_, 2 * StampBytes(), cudaMemcpyDeviceToHost, stream_));
+    NIBBLE_CUDA_CHECK(cudaStreamSynchronize(stream_));
+    std::vector<double> mhz;
+    for (int i = 0; i < facts_.multiprocessors; ++i) {
+      const Stamp &before = stamps[i], &after = stamps[facts_.multiprocessors + i];
+      if (before.ns == 0 || after.ns <= before.ns) continue;
+      mhz.push_back(1e3 * static_cast<double>(after.cycles - before.cycles) / static_cast<double>(after.ns - before.ns));
+    }
+    if (mhz.empty()) return 0;
+    std::nth_element(mhz.begin(), mhz.begin() + mhz.size() / 2, mhz.end());
+    return mhz[mhz.size() / 2];
+  }
+
   cudaStream_t stream_;
   DeviceFacts facts_;
-  int64_t* clock_ = nullptr;
+  Stamp* stamps_ = nullptr;  // of every multiprocessor, before and after a replay
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
   double bandwidth_ = 0;
 };

@@ -26,7 +26,7 @@ enum class MatmulType : uint8_t { kBF16, kFP8, kInt8 };
 struct Measured {
   double us = 0;       // of one launch, median of the replays
   double spread = 0;   // (slowest - fastest) / median of the replays
-  double clock_mhz = 0;  // of the multiprocessors, right after the last replay
+  double clock_mhz = 0;  // of the multiprocessors, mean over the last replay; 0 when not known
 };
 
 class Measure {
