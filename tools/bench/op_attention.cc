@@ -11,6 +11,7 @@ namespace {
 constexpr int64_t kFillRows = 4096;  // tokens appended at a time
 constexpr int64_t kMaxCopies = 64;
 constexpr int64_t kRaggedLengths = 8192;
+constexpr int64_t kShortLength = 512, kShortLengths = 1024;  // of most sequences of a mixed batch
 constexpr double kRopeTheta = 500000;
 
 // One sequence of a step: its last `rows` tokens of `context` are the step's.
@@ -166,9 +167,14 @@ std::vector<OpSequence> SequencesOf(const OpSpec& spec) {
     return std::vector<OpSequence>(spec.rows, {kPageTokens, 1});
   }
   std::vector<OpSequence> sequences(spec.rows, {spec.context, 1});
-  if (spec.context == 0) {  // lengths 1..8192, evenly, in a scattered order
-    for (int64_t i = 0; i < spec.rows; ++i) {
-      sequences[i].context = 1 + (i * 7919 + 4000) % std::max<int64_t>(spec.rows, 1) * (kRaggedLengths - 1) / std::max<int64_t>(spec.rows - 1, 1);
+  if (spec.context != 0) return sequences;
+  for (int64_t i = 0; i < spec.rows; ++i) {
+    const int64_t scattered = (i * 7919 + 4000) % spec.rows;
+    int64_t& context = sequences[i].context;
+    if (spec.variant == "mixed") {  // one of sixteen is long, the others short
+      context = scattered % 16 == 0 ? kRaggedLengths : kShortLength + scattered * kShortLengths / spec.rows;
+    } else {  // lengths 1..8192, evenly, in a scattered order
+      context = 1 + scattered * (kRaggedLengths - 1) / std::max<int64_t>(spec.rows - 1, 1);
     }
   }
   return sequences;

@@ -27,7 +27,7 @@ const std::vector<OpKind>& OpKinds() {
   static const std::vector<OpKind>& kinds = *new std::vector<OpKind>{
       {"linear", {"qkv", "o", "gate_up", "down"}, {1, 4, 16, 32, 64, 128, 256, 512, 1024, 4096}},
       {"lm_head", {""}, {1, 16, 64, 256}},
-      {"attention", {"1k", "4k", "16k", "ragged"}, {1, 16, 64, 256}},
+      {"attention", {"1k", "4k", "16k", "ragged", "mixed"}, {1, 16, 64, 256}},
       {"prefill", {"2k", "8k"}, {2048, 8192}},
       {"embed", {""}, {32, 4096}},
       {"add_norm_quantize", {"a4", "a8", "permuted"}, {32, 4096}},
@@ -83,9 +83,10 @@ absl::StatusOr<std::vector<OpSpec>> SelectOps(const OpFilter& filter) {
       if (std::find(shapes.begin(), shapes.end(), model.name) == shapes.end()) continue;
       for (const char* variant : kind.variants) {
         for (int64_t rows : filter.rows.empty() ? kind.rows : filter.rows) {
-          if (variant == std::string("ragged") && rows == 1) continue;  // lengths of one sequence do not differ
-          if (kind.op == std::string("prefill") && rows > ContextOf(variant)) continue;
-          specs.push_back({kind.op, model, variant, rows, ContextOf(variant)});
+          const int64_t context = ContextOf(variant);
+          if (kind.op == std::string("attention") && context == 0 && rows == 1) continue;  // one length does not differ
+          if (kind.op == std::string("prefill") && rows > context) continue;
+          specs.push_back({kind.op, model, variant, rows, context});
         }
       }
     }

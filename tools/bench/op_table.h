@@ -25,7 +25,7 @@ const std::vector<OpModel>& OpModels();
 struct OpSpec {
   std::string op;       // "linear", "lm_head", "attention", ...
   OpModel model;
-  // linear: "qkv", "o", "gate_up", "down"; sample: "greedy", "top_p", ...; attention: "4k", "ragged"; coded rows: "a4" (most
+  // linear: "qkv", "o", "gate_up", "down"; sample: "greedy", "top_p", ...; attention: "4k", "ragged", "mixed"; coded rows: "a4" (most
   // blocks in four bits), "a8", and a4 behind a permutation or a Hadamard transform
   std::string variant;
   int64_t rows = 0;     // T; sequences of a decode step

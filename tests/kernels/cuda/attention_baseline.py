@@ -2,8 +2,12 @@
 
 Decode passes the eight query heads of a KV head as eight query rows, which is the same function, over contiguous K and V
 (no page tables, an advantage). Prefill is causal. CUDA graphs, buffers rotated beyond the second-level cache, median.
+
+    attention_baseline.py [RESULT.json]
 """
+import json
 import statistics
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +49,7 @@ def best(make_launches):
 
 def main():
     torch.manual_seed(0)
+    results = []
     pool = torch.empty(9 * 2**29, dtype=torch.bfloat16, device="cuda")
     for i in range(0, pool.numel(), 2**28):
         pool[i:i + 2**28].normal_()
@@ -66,6 +71,7 @@ def main():
 
             name, us = best(launches)
             print(f"  {batch} x {context}: {us:.2f} us, {name}", flush=True)
+            results.append({"op": "attention", "batch": batch, "context": context, "us": us, "backend": name})
     print("prefill, bf16, causal")
     for rows in (1024, 2048, 4096, 8192, 16384):
         q, k, v = (torch.randn(1, KV_HEADS * GROUP, rows, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
@@ -73,6 +79,10 @@ def main():
         name, us = best(lambda: [lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)] * 3)
         tflops = 2 * KV_HEADS * GROUP * HEAD_DIM * rows * (rows + 1) / us / 1e6
         print(f"  {rows}: {us:.2f} us, {tflops:.1f} TFLOP/s, {name}", flush=True)
+        results.append({"op": "prefill", "rows": rows, "us": us, "tflops": tflops, "backend": name})
+    if len(sys.argv) > 1:
+        with open(sys.argv[1], "w") as file:
+            json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "results": results}, file, indent=1)
 
 
 if __name__ == "__main__":
