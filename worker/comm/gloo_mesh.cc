@@ -1,32 +1,19 @@
 #include "worker/comm/gloo_mesh.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <gloo/transport/buffer.h>
 #include <gloo/transport/context.h>
 #include <gloo/transport/pair.h>
-#include <gloo/transport/tcp/address.h>
-#include <gloo/transport/tcp/device.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <cerrno>
-#include <condition_variable>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <functional>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/check.h"
 #include "common/base/status.h"
-#include "worker/comm/gloo_endpoint.h"
+#include "worker/comm/gloo_pair.h"
 
 namespace nibble {
 namespace {
@@ -55,99 +42,6 @@ void IgnoreSigpipe() {
   });
 }
 
-// Calls `expired` once unless destroyed before the deadline.
-class Watchdog {
- public:
-  Watchdog(std::chrono::milliseconds timeout, std::function<void()> expired)
-      : thread_([this, timeout, expired = std::move(expired)] {
-          std::unique_lock<std::mutex> lock(mutex_);
-          if (!stopped_.wait_for(lock, timeout, [this] { return stop_; })) {
-            lock.unlock();
-            expired();
-          }
-        }) {}
-  ~Watchdog() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-    }
-    stopped_.notify_all();
-    thread_.join();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable stopped_;
-  bool stop_ = false;
-  std::thread thread_;  // last: started when the rest exists
-};
-
-// FNV-1a: the same on every machine, unlike absl::Hash.
-uint64_t HashEndpoints(std::span<const std::string> endpoints) {
-  uint64_t hash = 14695981039346656037ull;
-  for (const std::string& endpoint : endpoints) {
-    for (const char c : endpoint) hash = (hash ^ static_cast<uint8_t>(c)) * 1099511628211ull;
-  }
-  return hash;
-}
-
-bool SameAddress(const sockaddr_storage& a, const sockaddr_storage& b) {
-  if (a.ss_family != b.ss_family) return false;
-  if (a.ss_family == AF_INET) {
-    const auto& x = reinterpret_cast<const sockaddr_in&>(a);
-    const auto& y = reinterpret_cast<const sockaddr_in&>(b);
-    return x.sin_port == y.sin_port && std::memcmp(&x.sin_addr, &y.sin_addr, sizeof(x.sin_addr)) == 0;
-  }
-  const auto& x = reinterpret_cast<const sockaddr_in6&>(a);
-  const auto& y = reinterpret_cast<const sockaddr_in6&>(b);
-  return x.sin6_port == y.sin6_port && std::memcmp(&x.sin6_addr, &y.sin6_addr, sizeof(x.sin6_addr)) == 0;
-}
-
-// Duplicates of this process's connected sockets whose own address is one of `addresses`.
-std::vector<int> DuplicateConnectedSockets(std::span<const sockaddr_storage> addresses) {
-  std::vector<int> sockets;
-  DIR* dir = opendir("/proc/self/fd");
-  if (dir == nullptr) return sockets;
-  while (const dirent* entry = readdir(dir)) {
-    const int fd = std::atoi(entry->d_name);  // "." and ".." read as 0, which is no socket of ours
-    sockaddr_storage own = {}, other = {};
-    socklen_t own_bytes = sizeof(own), other_bytes = sizeof(other);
-    if (getsockname(fd, reinterpret_cast<sockaddr*>(&own), &own_bytes) != 0) continue;
-    if (getpeername(fd, reinterpret_cast<sockaddr*>(&other), &other_bytes) != 0) continue;
-    if (std::any_of(addresses.begin(), addresses.end(), [&](const auto& a) { return SameAddress(a, own); }))
-      sockets.push_back(fd);
-  }
-  closedir(dir);
-  // Only now: the directory would list the duplicates as well.
-  for (int& socket : sockets) socket = fcntl(socket, F_DUPFD_CLOEXEC, 0);
-  std::erase(sockets, -1);
-  return sockets;
-}
-
-// Gloo finds out too, but says less and leaks the addresses it looked up.
-absl::Status CheckIsLocal(const std::string& host) {
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (const int error = getaddrinfo(host.c_str(), nullptr, &hints, &found); error != 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on host ", host, ": ", gai_strerror(error)));
-  }
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, freeaddrinfo);
-  int error = 0;
-  for (const addrinfo* at = found; at != nullptr; at = at->ai_next) {
-    const int fd = socket(at->ai_family, at->ai_socktype | SOCK_CLOEXEC, at->ai_protocol);
-    const bool bound = fd >= 0 && bind(fd, at->ai_addr, at->ai_addrlen) == 0;
-    error = errno;
-    if (fd >= 0) close(fd);
-    if (bound) return absl::OkStatus();
-  }
-  return absl::UnavailableError(absl::StrCat("cannot listen on host ", host, ": ", std::strerror(error)));
-}
-
-const ::gloo::transport::tcp::Address& AddressOf(const ::gloo::transport::Pair& pair) {
-  return dynamic_cast<const ::gloo::transport::tcp::Address&>(pair.address());
-}
-
 }  // namespace
 
 struct GlooMesh::Peer {
@@ -156,7 +50,7 @@ struct GlooMesh::Peer {
   };
   std::vector<Line> send_memory{kPlaces * kPlaceBytes / sizeof(Line)};
   std::vector<Line> receive_memory{kPlaces * kPlaceBytes / sizeof(Line)};
-  std::string name;  // "rank 1 at [127.0.0.1]:4711", for messages
+  std::string name;  // "rank 1 at 127.0.0.1:4711", for messages
   std::unique_ptr<::gloo::transport::Buffer> send;
   std::unique_ptr<::gloo::transport::Buffer> receive;
 
@@ -166,133 +60,37 @@ struct GlooMesh::Peer {
   }
 };
 
-GlooMesh::GlooMesh(int rank, int size, std::chrono::milliseconds timeout)
-    : rank_(rank), size_(size), timeout_(timeout), peers_(size) {}
+GlooMesh::GlooMesh(int rank, int size, std::chrono::milliseconds timeout, Rendezvous rendezvous)
+    : rank_(rank), size_(size), timeout_(timeout), rendezvous_(std::move(rendezvous)), peers_(size) {}
+
+GlooMesh::~GlooMesh() = default;
 
 absl::StatusOr<std::unique_ptr<GlooMesh>> GlooMesh::Open(int rank, int size, const std::string& host,
                                                          std::chrono::milliseconds timeout) {
   IgnoreSigpipe();
-  NIBBLE_RETURN_IF_ERROR(CheckIsLocal(host));
-  auto mesh = std::unique_ptr<GlooMesh>(new GlooMesh(rank, size, timeout));
-  try {
-    mesh->context_ =
-        ::gloo::transport::tcp::CreateDevice(::gloo::transport::tcp::attr(host.c_str()))->createContext(rank, size);
-    mesh->context_->setTimeout(timeout);
-    for (int p = 0; p < size; ++p) {
-      if (p == rank) continue;
-      auto& pair = mesh->context_->createPair(p);
-      pair->setLocalRank(0);
-      auto peer = std::make_unique<Peer>();
-      peer->name = absl::StrCat("rank ", p);
-      // Destroying a Gloo buffer unregisters its slot, whoever holds it: each direction has its own.
-      peer->receive = pair->createRecvBuffer(p < rank ? 0 : 1, peer->receive_memory.data(), kPlaces * kPlaceBytes);
-      peer->send = pair->createSendBuffer(p < rank ? 1 : 0, peer->send_memory.data(), kPlaces * kPlaceBytes);
-      mesh->peers_[p] = std::move(peer);
-    }
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on host ", host, ": ", e.what()));
-  }
-  return mesh;
-}
-
-GlooMesh::~GlooMesh() {
-  for (const int socket : sockets_) close(socket);
-  ClosePairs();  // Gloo's thread must have let go of the pairs before the buffers it writes to are freed
-  for (auto& peer : peers_) peer.reset();
-}
-
-void GlooMesh::ClosePairs() {
-  for (int p = 0; p < size_; ++p) {
-    if (peers_[p] == nullptr) continue;
-    try {
-      context_->getPair(p)->close();
-    } catch (const std::exception&) {
-      // Only epoll_ctl on Gloo's own descriptor could have failed; there is nothing left to close then.
-    }
-  }
-}
-
-std::string GlooMesh::endpoint() const {
-  GlooEndpoint endpoint{.rank = static_cast<uint32_t>(rank_),
-                        .size = static_cast<uint32_t>(size_),
-                        .chunk_bytes = static_cast<uint32_t>(kChunkBytes),
-                        .addresses = {}};
-  for (int p = 0; p < size_; ++p) {
-    if (p == rank_) continue;
-    const auto& address = AddressOf(*context_->getPair(p));
-    endpoint.addresses.push_back({.socket = address.getSockaddr(), .sequence = address.getSeq()});
-  }
-  return EncodeEndpoint(endpoint);
+  NIBBLE_ASSIGN_OR_RETURN(Rendezvous rendezvous, Rendezvous::Open(rank, size, kChunkBytes, host));
+  return std::unique_ptr<GlooMesh>(new GlooMesh(rank, size, timeout, std::move(rendezvous)));
 }
 
 absl::Status GlooMesh::Connect(std::span<const std::string> endpoints) {
-  NIBBLE_RETURN_IF_ERROR(ConnectPairs(endpoints));
-  // Whoever connected to our pairs must be the ranks of these endpoints, connected with the same ones.
-  const uint64_t hash = HashEndpoints(endpoints);
-  const std::vector<Message> hello(size_, Message{&hash, sizeof(hash)});
-  NIBBLE_RETURN_IF_ERROR(Round(hello, std::vector<size_t>(size_, sizeof(hash))));
-  for (int p = 0; p < size_; ++p) {
-    if (p != rank_ && std::memcmp(received(p), &hash, sizeof(hash)) != 0) {
-      return Fail(
-          absl::UnavailableError(absl::StrCat(peers_[p]->name, " connected with other endpoints than this rank")));
-    }
-  }
-  return absl::OkStatus();
-}
-
-absl::Status GlooMesh::ConnectPairs(std::span<const std::string> endpoints) {
-  if (endpoints.size() != static_cast<size_t>(size_)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("endpoints has ", endpoints.size(), " entries, the group has ", size_, " ranks"));
-  }
-  std::vector<GlooAddress> addresses(size_);
-  for (int p = 0; p < size_; ++p) {
-    auto endpoint = ParseEndpoint(endpoints[p]);
-    if (!endpoint.ok()) return Annotate(endpoint.status(), absl::StrCat("endpoints[", p, "]"));
-    if (endpoint->rank != static_cast<uint32_t>(p) || endpoint->size != static_cast<uint32_t>(size_)) {
-      return absl::InvalidArgumentError(absl::StrCat("endpoints[", p, "] is of rank ", endpoint->rank, " of ",
-                                                     endpoint->size, ", must be of rank ", p, " of ", size_));
-    }
-    if (endpoint->chunk_bytes != kChunkBytes) {
-      return absl::InvalidArgumentError(absl::StrCat("endpoints[", p, "] has messages of ", endpoint->chunk_bytes,
-                                                     " bytes, this rank has ", kChunkBytes));
-    }
-    if (p != rank_) addresses[p] = endpoint->addresses[rank_ < p ? rank_ : rank_ - 1];
-  }
-  if (endpoints[rank_] != endpoint()) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoints[", rank_, "] is not the endpoint this rank published"));
-  }
-
-  const Clock::time_point start = Clock::now();
-  const Watchdog watchdog(timeout_, [this] { ClosePairs(); });  // Gloo waits five times the timeout
-  int p = 0;
-  for (p = 0; p < size_; ++p) {
-    if (p == rank_) continue;
-    try {
-      const ::gloo::transport::tcp::Address address(addresses[p].socket, addresses[p].sequence);
-      peers_[p]->name = absl::StrCat("rank ", p, " at ", address.str());
-      context_->getPair(p)->connect(address.bytes());
-    } catch (const std::exception& e) {
-      return Fail(peers_[p]->name, e.what(), start);
-    }
-    if (Clock::now() - start >= timeout_) return Fail(peers_[p]->name, "not connected", start);
-  }
+  NIBBLE_ASSIGN_OR_RETURN(connections_, rendezvous_.Meet(endpoints, timeout_));
   try {
-    // Blocking reads in the caller's thread: one wake-up per message instead of two (Gloo's event thread, then us).
-    for (p = 0; p < size_; ++p) {
-      if (p != rank_) context_->getPair(p)->setSync(/*sync=*/true, /*busyPoll=*/false);
+    context_ = MakeUnreachableDevice()->createContext(rank_, size_);
+    context_->setTimeout(timeout_);
+    for (int p = 0; p < size_; ++p) {
+      if (p == rank_) continue;
+      auto& pair = context_->createPair(p);
+      pair->setLocalRank(0);
+      Adopt(connections_[p].get(), timeout_, pair.get());
+      auto peer = std::make_unique<Peer>();
+      peer->name = rendezvous_.NameOf(p);
+      // Destroying a Gloo buffer unregisters its slot, whoever holds it: each direction has its own.
+      peer->receive = pair->createRecvBuffer(p < rank_ ? 0 : 1, peer->receive_memory.data(), kPlaces * kPlaceBytes);
+      peer->send = pair->createSendBuffer(p < rank_ ? 1 : 0, peer->send_memory.data(), kPlaces * kPlaceBytes);
+      peers_[p] = std::move(peer);
     }
   } catch (const std::exception& e) {
-    return Fail(peers_[p]->name, e.what(), start);
-  }
-  std::vector<sockaddr_storage> own;
-  for (p = 0; p < size_; ++p) {
-    if (p != rank_) own.push_back(AddressOf(*context_->getPair(p)).getSockaddr());
-  }
-  sockets_ = DuplicateConnectedSockets(own);
-  if (sockets_.size() != own.size()) {
-    return Fail(absl::UnavailableError(absl::StrCat("found ", sockets_.size(), " of ", own.size(),
-                                                    " sockets: a peer is gone, or too many open files")));
+    return absl::UnavailableError(absl::StrCat("Gloo cannot take over the connections: ", e.what()));
   }
   return absl::OkStatus();
 }
@@ -359,7 +157,7 @@ absl::Status GlooMesh::Fail(absl::Status status) {
     first = status_;
   }
   // Whoever waits for a message, here or at the other end, reads the end of the stream.
-  for (const int socket : sockets_) shutdown(socket, SHUT_RDWR);
+  for (const Descriptor& connection : connections_) shutdown(connection.get(), SHUT_RDWR);
   return first;
 }
 

@@ -2,8 +2,8 @@
 // other rank. Gloo's own collectives cost a ring of rendezvous messages each; a round is one hop, one write and one
 // read per peer, because the receive buffers are registered once and every message goes to a known place in them.
 //
-// Gloo reports by exceptions; they end here. Whoever reaches the listening ports can disturb a group (Gloo's traffic is
-// neither encrypted nor authenticated): keep them on a private network.
+// Ranks meet through Rendezvous, which admits nobody else. Their traffic is neither encrypted nor signed: keep it on a
+// private network. Gloo reports by exceptions; they end here.
 #pragma once
 
 #include <chrono>
@@ -18,6 +18,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/comm/descriptor.h"
+#include "worker/comm/rendezvous.h"
 
 namespace gloo::transport {
 class Context;
@@ -36,7 +38,7 @@ class GlooMesh {
     size_t bytes = 0;  // ≤ kChunkBytes
   };
 
-  // Opens one pair per peer. UNAVAILABLE when host is no address of this machine.
+  // Listens for the other ranks. UNAVAILABLE when host is no address of this machine.
   static absl::StatusOr<std::unique_ptr<GlooMesh>> Open(int rank, int size, const std::string& host,
                                                         std::chrono::milliseconds timeout);
   ~GlooMesh();
@@ -45,9 +47,9 @@ class GlooMesh {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  std::string endpoint() const;
+  std::string endpoint() const { return rendezvous_.endpoint(); }
 
-  // Collective. INVALID_ARGUMENT for endpoints no rank of this group can have published.
+  // Collective, once. Errors as Rendezvous::Meet.
   absl::Status Connect(std::span<const std::string> endpoints);
 
   // Collective. send[p] goes to rank p (send[rank] is ignored) and expected_bytes[p] bytes arrive from it. INTERNAL
@@ -62,9 +64,7 @@ class GlooMesh {
  private:
   struct Peer;
 
-  GlooMesh(int rank, int size, std::chrono::milliseconds timeout);
-  absl::Status ConnectPairs(std::span<const std::string> endpoints);
-  void ClosePairs();
+  GlooMesh(int rank, int size, std::chrono::milliseconds timeout, Rendezvous rendezvous);
   // Maps a Gloo failure of an operation begun at start to a status, remembers it, and shuts every connection down, so
   // that the other ranks learn of it at once and not by their own timeout.
   absl::Status Fail(const std::string& peer, const std::string& what, std::chrono::steady_clock::time_point start);
@@ -74,13 +74,12 @@ class GlooMesh {
   const int rank_;
   const int size_;
   const std::chrono::milliseconds timeout_;
+  Rendezvous rendezvous_;
   uint64_t round_ = 0;
+  // Gloo has duplicates of these. It cannot wake a thread that waits for a message; shutting the connection down can.
+  std::vector<Descriptor> connections_;  // [size], none at rank
   std::shared_ptr<::gloo::transport::Context> context_;
   std::vector<std::unique_ptr<Peer>> peers_;  // [size], null at rank
-  // Duplicates of the connections. Gloo cannot wake a thread that waits for a message; shutting the connection down
-  // can. Duplicates, because Gloo closes its own descriptors when it likes, and the number may be another file's by
-  // then.
-  std::vector<int> sockets_;
 
   mutable std::mutex mutex_;
   absl::Status status_;  // guarded by mutex_; the first failure or Abort, sticky
