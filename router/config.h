@@ -1,5 +1,4 @@
-// What an operator can set. Flags and the YAML file know the same names; a flag wins over the file. Every problem of
-// both is found in one go, so that a start at three in the morning fails once, not five times.
+// What an operator can set on a router (common/settings/settings.h: how).
 #pragma once
 
 #include <cstdint>
@@ -51,9 +50,7 @@ struct RouterConfig {
 
 struct CommandLine {
   RouterConfig config;
-  // --help or --version: print `text` and exit 0.
-  bool print_and_exit = false;
-  std::string text;
+  std::string text;  // of --help or --version: print it and exit 0
 };
 
 // `arguments` without the program's name. INVALID_ARGUMENT lists every problem, one per line.

@@ -23,7 +23,7 @@ int Main(const std::vector<std::string>& arguments) {
     std::fprintf(stderr, "nibble-router: bad configuration:\n%s\n", std::string(line.status().message()).c_str());
     return kBadConfig;
   }
-  if (line->print_and_exit) {
+  if (!line->text.empty()) {
     std::fputs(line->text.c_str(), stdout);
     return 0;
   }

@@ -1,5 +1,4 @@
-// What an operator can set on a worker. Flags and the YAML file know the same names; a flag wins over the file. Every
-// problem of both is found in one go.
+// What an operator can set on a worker (common/settings/settings.h: how).
 #pragma once
 
 #include <cstdint>
@@ -31,15 +30,10 @@ struct WorkerConfig {
 
 struct WorkerCommandLine {
   WorkerConfig config;
-  bool print_and_exit = false;  // --help or --version: print `text`, exit 0
-  std::string text;
+  std::string text;  // of --help or --version: print it and exit 0
 };
 
 // `arguments` without the program's name. INVALID_ARGUMENT lists every problem, one per line.
 absl::StatusOr<WorkerCommandLine> ParseWorkerCommandLine(const std::vector<std::string>& arguments);
-
-// "1048576", "64MiB", "2GiB", "1.5GiB", "200MB"; binary (KiB, MiB, GiB, TiB) and decimal (kB, MB, GB, TB) units.
-// INVALID_ARGUMENT quotes the text.
-absl::StatusOr<int64_t> ParseByteSize(const std::string& text);
 
 }  // namespace nibble

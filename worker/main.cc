@@ -112,7 +112,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "nibble-worker: wrong configuration:\n%s\n", std::string(line.status().message()).c_str());
     return 2;
   }
-  if (line->print_and_exit) {
+  if (!line->text.empty()) {
     std::fputs(line->text.c_str(), stdout);
     return 0;
   }
