@@ -1,11 +1,11 @@
 // Endpoints travel through the router: whatever arrives is parsed or refused, never trusted.
+#include "worker/comm/rank_endpoint.h"
+
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 
 #include <cstring>
 #include <random>
-
-#include "worker/comm/rank_endpoint.h"
 
 namespace nibble {
 namespace {

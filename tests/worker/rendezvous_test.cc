@@ -1,4 +1,6 @@
 // Strangers at the port where the ranks of a group meet: whatever they do, ranks find each other or say why not.
+#include "worker/comm/rendezvous.h"
+
 #include <dirent.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,7 +20,6 @@
 #include "tests/worker/comm_ranks.h"
 #include "worker/comm/descriptor.h"
 #include "worker/comm/rank_endpoint.h"
-#include "worker/comm/rendezvous.h"
 
 namespace nibble::testing {
 namespace {
@@ -35,8 +36,8 @@ Descriptor Dial(const std::string& endpoint) {
   const auto parsed = ParseEndpoint(endpoint);
   EXPECT_TRUE(parsed.ok()) << parsed.status();
   Descriptor connection(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  const bool connected = connect(connection.get(), reinterpret_cast<const sockaddr*>(&parsed->address),
-                                 sizeof(sockaddr_in)) == 0;
+  const bool connected =
+      connect(connection.get(), reinterpret_cast<const sockaddr*>(&parsed->address), sizeof(sockaddr_in)) == 0;
   return connected ? std::move(connection) : Descriptor();
 }
 
@@ -224,8 +225,7 @@ TEST(Strangers, AtTheOtherEndAreNoRank) {
       }
     });
     const absl::Status status = rank1->Meet(endpoints, milliseconds(200)).status();
-    EXPECT_TRUE(status.code() == absl::StatusCode::kUnavailable ||
-                status.code() == absl::StatusCode::kDeadlineExceeded)
+    EXPECT_TRUE(status.code() == absl::StatusCode::kUnavailable || status.code() == absl::StatusCode::kDeadlineExceeded)
         << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("rank 0 at 127.0.0.1:"));
   }

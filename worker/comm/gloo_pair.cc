@@ -25,9 +25,7 @@ namespace {
 
 namespace tcp = ::gloo::transport::tcp;
 
-[[noreturn]] void Throw(const char* what) {
-  throw std::runtime_error(absl::StrCat(what, ": ", std::strerror(errno)));
-}
+[[noreturn]] void Throw(const char* what) { throw std::runtime_error(absl::StrCat(what, ": ", std::strerror(errno))); }
 
 // Port 0 of a random address in 127.0.0.0/9, or in 127.128.0.0/9.
 sockaddr_in RandomLoopback(bool upper_half) {
@@ -84,7 +82,8 @@ void Adopt(int connection, std::chrono::milliseconds timeout, ::gloo::transport:
       setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) != 0) {
     Throw("connection");
   }
-  sockaddr_in address = RandomLoopback(/*upper_half=*/false);  // of two, Gloo calls from the one with the larger address
+  sockaddr_in address =
+      RandomLoopback(/*upper_half=*/false);  // of two, Gloo calls from the one with the larger address
   socklen_t bytes = sizeof(address);
   const Descriptor decoy(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!decoy.open() || bind(decoy.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||

@@ -107,9 +107,8 @@ struct Rendezvous::Stranger {
 
 absl::StatusOr<Rendezvous> Rendezvous::Open(int rank, int size, uint32_t chunk_bytes, const std::string& host) {
   NIBBLE_ASSIGN_OR_RETURN(Descriptor listener, Listen(host));
-  RankEndpoint own{.rank = static_cast<uint32_t>(rank),
-                   .size = static_cast<uint32_t>(size),
-                   .chunk_bytes = chunk_bytes};
+  RankEndpoint own{
+      .rank = static_cast<uint32_t>(rank), .size = static_cast<uint32_t>(size), .chunk_bytes = chunk_bytes};
   socklen_t length = sizeof(own.address);
   if (getsockname(listener.get(), reinterpret_cast<sockaddr*>(&own.address), &length) != 0 ||
       getentropy(own.secret.data(), own.secret.size()) != 0) {
@@ -153,7 +152,8 @@ absl::Status Rendezvous::ParseAll(std::span<const std::string> endpoints) {
     ranks_.push_back(*std::move(endpoint));
   }
   if (endpoints[own_.rank] != endpoint()) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoints[", own_.rank, "] is not the endpoint this rank published"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoints[", own_.rank, "] is not the endpoint this rank published"));
   }
   hash_ = Hash(endpoints);
   return absl::OkStatus();
