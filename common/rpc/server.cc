@@ -9,11 +9,14 @@
 #include <mutex>
 #include <utility>
 
+#include "common/base/line_budget.h"
 #include "common/base/log.h"
 #include "common/base/status.h"
 
 namespace nibble {
 namespace {
+
+constexpr int kGrpcErrorsPerSecond = 10;
 
 // gRPC's own lines join ours. Its errors are mostly about peers (a failed handshake, a reset), so they warn.
 void ForwardGrpcLog(gpr_log_func_args* args) {
@@ -22,7 +25,11 @@ void ForwardGrpcLog(gpr_log_func_args* args) {
     if (*p == '/') slash = p + 1;
   }
   if (args->severity == GPR_LOG_SEVERITY_ERROR) {
+    static LineBudget budget(kGrpcErrorsPerSecond);
+    uint64_t left_out = 0;
+    if (!budget.Take(LineBudget::Clock::now(), &left_out)) return;
     LogWarn("grpc {}:{} {}", slash, args->line, args->message);
+    if (left_out > 0) LogWarn("grpc errors left_out={} limit_per_second={}", left_out, kGrpcErrorsPerSecond);
   } else {
     LogDebug("grpc {}:{} {}", slash, args->line, args->message);
   }
