@@ -1,4 +1,4 @@
-// RoPE, KV pages and attention.
+// RoPE and attention.
 //
 // A row's arithmetic, the same in a decode step and in a prefill chunk: pages in order; per page, each score is one
 // chain of fused multiply-adds over d (a token per lane), the softmax is rescaled once to the running maximum (online
@@ -6,6 +6,7 @@
 // and zero of KV4 are applied to scores and probabilities, so the inner loops see the small integers of the codes.
 #pragma once
 
+#include "kernels/cpu/kv_pages_inl.h"
 #include "kernels/cpu/math_inl.h"
 #include "kernels/cpu/rows_inl.h"
 
@@ -18,22 +19,6 @@ inline int64_t PageId(const StepRows& step, int64_t sequence, int64_t index, int
   NIBBLE_CHECK(page >= 0 && page < num_pages,
                "page id " + std::to_string(page) + " of " + std::to_string(num_pages) + " pages");
   return page;
-}
-
-// Where things lie inside the bytes of (page, head); see KvLayout.
-struct HeadView {
-  uint8_t* codes;  // [64, D/2]
-  F16* scale;      // [64]
-  F16* zero;       // [64]
-  float* floats;   // [64, D]
-};
-inline HeadView KeyView(const KvPages& pages, int64_t page, int64_t head, bool value) {
-  const KvLayout& layout = pages.layout;
-  uint8_t* half =
-      pages.data + page * layout.page_bytes() + head * layout.head_bytes() + (value ? layout.head_bytes() / 2 : 0);
-  const int64_t code_bytes = kPageTokens * layout.head_dim / 2;
-  return {half, reinterpret_cast<F16*>(half + code_bytes), reinterpret_cast<F16*>(half + code_bytes) + kPageTokens,
-          reinterpret_cast<float*>(half)};
 }
 
 // ---- RopeAppend ----------------------------------------------------------------------------------------------------
@@ -110,67 +95,6 @@ void RopeAppend(const RopeAppendArgs& args, int64_t row, Scratch*) {
 
 // ---- Attention -----------------------------------------------------------------------------------------------------
 
-// One (page, KV head), unpacked once for all rows of an item. K: a token per lane. V: a channel per lane, in the order
-// that unpacking yields (VOrder).
-struct UnpackedPage {
-  float* k;  // [D, 64]
-  float* v;  // [64, D]
-  alignas(64) float k_scale[kPageTokens];
-  alignas(64) float k_zero[kPageTokens];
-  alignas(64) float v_scale[kPageTokens];
-  alignas(64) float v_zero[kPageTokens];
-};
-
-// KV4's v holds, for each 32 channels, the even ones and then the odd ones.
-inline int64_t VOrder(KvFormat format, int64_t i) {
-  return format == KvFormat::kF32 ? i : i / 32 * 32 + (i % 16) * 2 + i % 32 / 16;
-}
-
-// Tokens [0, count) of the page; rounded up to whole vectors of tokens for K, whose lanes are independent.
-inline void UnpackKv4(const HeadView& key, const HeadView& value, int64_t d, int64_t count, UnpackedPage* page) {
-  const IVec low_nibble = IVec::Set(15);
-  for (int64_t token = 0; token < count; token += kLanes) {
-    for (int64_t word = 0; word < d / 8; word += kLanes) {
-      IVec words[kLanes];  // eight codes of sixteen tokens each
-      TransposeWords(key.codes + token * d / 2 + word * 4, d / 2, words);
-      const int64_t words_here = d / 8 - word < kLanes ? d / 8 - word : kLanes;
-      for (int64_t i = 0; i < words_here; ++i) {
-        float* to = page->k + (word + i) * 8 * kPageTokens + token;
-        ToFloat(words[i] & low_nibble).Store(to);
-        ToFloat(ShiftRight<4>(words[i]) & low_nibble).Store(to + kPageTokens);
-        ToFloat(ShiftRight<8>(words[i]) & low_nibble).Store(to + 2 * kPageTokens);
-        ToFloat(ShiftRight<12>(words[i]) & low_nibble).Store(to + 3 * kPageTokens);
-        ToFloat(ShiftRight<16>(words[i]) & low_nibble).Store(to + 4 * kPageTokens);
-        ToFloat(ShiftRight<20>(words[i]) & low_nibble).Store(to + 5 * kPageTokens);
-        ToFloat(ShiftRight<24>(words[i]) & low_nibble).Store(to + 6 * kPageTokens);
-        ToFloat(ShiftRight<28>(words[i])).Store(to + 7 * kPageTokens);
-      }
-    }
-    Vec::LoadF16(key.scale + token).Store(page->k_scale + token);
-    Vec::LoadF16(key.zero + token).Store(page->k_zero + token);
-    Vec::LoadF16(value.scale + token).Store(page->v_scale + token);
-    Vec::LoadF16(value.zero + token).Store(page->v_zero + token);
-  }
-  for (int64_t token = 0; token < count; ++token) {
-    for (int64_t i = 0; i < d; i += 32) {
-      const IVec bytes = IVec::LoadU8(value.codes + (token * d + i) / 2);
-      ToFloat(bytes & low_nibble).Store(page->v + token * d + i);
-      ToFloat(ShiftRight<4>(bytes)).Store(page->v + token * d + i + kLanes);
-    }
-  }
-}
-
-inline void UnpackF32(const HeadView& key, const HeadView& value, int64_t d, int64_t count, UnpackedPage* page) {
-  for (int64_t token = 0; token < count; token += kLanes) {
-    for (int64_t channel = 0; channel < d; channel += kLanes) {
-      IVec words[kLanes];
-      TransposeWords(reinterpret_cast<const uint8_t*>(key.floats + token * d + channel), d * sizeof(float), words);
-      for (int64_t i = 0; i < kLanes; ++i) words[i].Store(page->k + (channel + i) * kPageTokens + token);
-    }
-  }
-  page->v = value.floats;
-}
-
 // Running softmax of one (row, query head).
 struct HeadState {
   float max;
@@ -179,88 +103,13 @@ struct HeadState {
   float zero_sum;  // Σ probability · v_zero
 };
 
-// dots[r][j] lanes = Σ_d q[r][d] · k[d][token], for 16 · kVecs tokens.
-template <int kHeads, int kVecs>
-inline void ScoreBlock(const float* q, int64_t d, const float* k, Vec dots[kHeads][kPageTokens / kLanes]) {
-  Vec sum[kHeads][kVecs];
-#pragma GCC unroll 4
-  for (int r = 0; r < kHeads; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) sum[r][j] = Vec::Zero();
-  }
-  for (int64_t i = 0; i < d; ++i) {
-    Vec key[kVecs];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) key[j] = Vec::Load(k + i * kPageTokens + j * kLanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < kHeads; ++r) {
-      const Vec query = Vec::Set(q[r * d + i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) sum[r][j] = Fma(query, key[j], sum[r][j]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kHeads; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; ++j) dots[r][j] = sum[r][j];
-  }
-}
-
-// out[r][c] = out[r][c] · rescale[r] + Σ_tokens p[r][token] · v[token][c], for 16 · kVecs channels from `channel`.
-template <int kHeads, int kVecs>
-inline void MixBlock(const float (*p)[kPageTokens], const float* rescale, const float* v, int64_t d, int64_t count,
-                     int64_t channel, float* out) {
-  Vec sum[kHeads][kVecs];
-#pragma GCC unroll 4
-  for (int r = 0; r < kHeads; ++r) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j) {
-      sum[r][j] = Vec::Load(out + r * d + channel + j * kLanes) * Vec::Set(rescale[r]);
-    }
-  }
-  for (int64_t token = 0; token < count; ++token) {
-    const float* from = v + token * d + channel;
-    Vec value[kVecs];
-#pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j) value[j] = Vec::Load(from + j * kLanes);
-#pragma GCC unroll 4
-    for (int r = 0; r < kHeads; ++r) {
-      const Vec weight = Vec::Set(p[r][token]);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVecs; ++j) sum[r][j] = Fma(weight, value[j], sum[r][j]);
-    }
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < kHeads; ++r) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVecs; ++j) sum[r][j].Store(out + r * d + channel + j * kLanes);
-  }
-}
-
 // kHeads query heads of one row (they share its context length) over tokens [0, count) of a page.
-template <int kHeads>
-inline void AttendPage(const UnpackedPage& page, bool kv4, int64_t d, int64_t count, const float* q, HeadState* state,
+template <int kHeads, typename Page>
+inline void AttendPage(const Page& page, bool kv4, int64_t d, int64_t count, const float* q, HeadState* state,
                        float* out) {
-  constexpr int kVecs = kPageTokens / kLanes;
-  Vec dots[kHeads][kVecs];
+  Vec dots[kHeads][kPageVecs];
   const int64_t vecs = CeilDiv(count, kLanes);
-  for (int r = 0; r < kHeads; ++r) {
-    for (int j = 0; j < kVecs; ++j) dots[r][j] = Vec::Zero();
-  }
-  switch (vecs) {
-    case 1:
-      ScoreBlock<kHeads, 1>(q, d, page.k, dots);
-      break;
-    case 2:
-      ScoreBlock<kHeads, 2>(q, d, page.k, dots);
-      break;
-    case 3:
-      ScoreBlock<kHeads, 3>(q, d, page.k, dots);
-      break;
-    default:
-      ScoreBlock<kHeads, 4>(q, d, page.k, dots);
-      break;
-  }
+  page.template Score<kHeads>(q, d, vecs, dots[0]);
   alignas(64) float p[kHeads][kPageTokens];
   float rescale[kHeads];
   const Vec minus_infinity = Vec::Set(-std::numeric_limits<float>::infinity());
@@ -303,14 +152,25 @@ inline void AttendPage(const UnpackedPage& page, bool kv4, int64_t d, int64_t co
     s.sum = sum;
     s.zero_sum = std::fma(s.zero_sum, rescale[r], ReduceAdd(zero_sum));
   }
-  int64_t channel = 0;
-  for (; channel + 8 * kLanes <= d && kHeads <= 2; channel += 8 * kLanes) {
-    MixBlock<kHeads, 8>(p, rescale, page.v, d, count, channel, out);
+  page.template Mix<kHeads>(p, rescale, d, count, out);
+}
+
+// All query heads of one row that share the KV head.
+template <typename Page>
+inline void AttendGroup(const Page& page, bool kv4, int64_t d, int64_t count, int64_t group, const float* q,
+                        HeadState* state, float* out) {
+  for (int64_t h = 0; h < group;) {
+    if (group - h >= 4) {
+      if constexpr (Page::kMostHeads >= 4) AttendPage<4>(page, kv4, d, count, q + h * d, state + h, out + h * d);
+      h += 4;
+    } else if (group - h >= 2) {
+      AttendPage<2>(page, kv4, d, count, q + h * d, state + h, out + h * d);
+      h += 2;
+    } else {
+      AttendPage<1>(page, kv4, d, count, q + h * d, state + h, out + h * d);
+      h += 1;
+    }
   }
-  for (; channel + 4 * kLanes <= d; channel += 4 * kLanes) {
-    MixBlock<kHeads, 4>(p, rescale, page.v, d, count, channel, out);
-  }
-  for (; channel < d; channel += kLanes) MixBlock<kHeads, 1>(p, rescale, page.v, d, count, channel, out);
 }
 
 void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int64_t kv_head, Scratch* scratch) {
@@ -321,6 +181,9 @@ void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, in
   const int64_t rows = row_end - row_begin;
   const int64_t sequence = args.step.row_sequence[row_begin];
   const int64_t last = args.step.positions[row_end - 1];
+
+  // One row whose heads are worked on together uses every code once.
+  const bool packed = kv4 && rows == 1 && group != 3 && group <= 4 && group <= PackedPage::kMostHeads;
 
   // Scratch: K and V of a page, then q, output and softmax state of every (row, head).
   const int64_t heads = rows * group;
@@ -349,9 +212,18 @@ void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, in
     const int64_t id = PageId(args.step, sequence, first / kPageTokens, args.pages.num_pages);
     const HeadView key = KeyView(args.pages, id, kv_head, false), value = KeyView(args.pages, id, kv_head, true);
     const int64_t filled = last + 1 - first < kPageTokens ? last + 1 - first : kPageTokens;
+    if (packed) {
+      PackedPage codes;
+      codes.k = key.codes;
+      codes.v = value.codes;
+      codes.Load(key, value, filled);
+      AttendGroup(codes, kv4, d, filled, group, q, state, out);
+      continue;
+    }
     page.v = own_v;
     if (kv4) {
       UnpackKv4(key, value, d, filled, &page);
+      page.Load(key, value, filled);
     } else {
       UnpackF32(key, value, d, filled, &page);
     }
@@ -359,19 +231,7 @@ void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, in
       const int64_t context = args.step.positions[row_begin + r] + 1 - first;
       if (context <= 0) continue;
       const int64_t count = context < kPageTokens ? context : kPageTokens;
-      for (int64_t h = 0; h < group;) {
-        const int64_t i = r * group + h;
-        if (group - h >= 4) {
-          AttendPage<4>(page, kv4, d, count, q + i * d, state + i, out + i * d);
-          h += 4;
-        } else if (group - h >= 2) {
-          AttendPage<2>(page, kv4, d, count, q + i * d, state + i, out + i * d);
-          h += 2;
-        } else {
-          AttendPage<1>(page, kv4, d, count, q + i * d, state + i, out + i * d);
-          h += 1;
-        }
-      }
+      AttendGroup(page, kv4, d, count, group, q + r * group * d, state + r * group, out + r * group * d);
     }
   }
 

@@ -14,12 +14,15 @@ inline constexpr Isa kIsa = Isa::kAvx2;
 inline constexpr char kIsaName[] = "avx2";
 inline constexpr int kW4Rows = 4, kW4Tiles = 1, kW4FewRows = 1, kW4FewRowsTiles = 2;
 inline constexpr int kDenseRows = 5, kDenseTiles = 1, kDenseFewRows = 2, kDenseFewRowsTiles = 2;
+inline constexpr int kAttentionSums = 4;
 
 // VPMADDUBSW adds two products of unsigned and signed bytes with saturation at 16 bits: with full 8-bit weights it
 // could overflow; a 4-bit code times an activation is at most 15 · 127, and even eight such pairs stay below 2^15
 // (30,480). So eight of them are added in 16 bits before one VPMADDWD widens the sum.
+// Not inlined: on its own it gets all sixteen registers, among what surrounds it GCC spills.
 template <int kRows, int kTiles>
-inline void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* codes, IVec dots[kRows][kTiles]) {
+[[gnu::noinline]] void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* codes,
+                                   IVec dots[kRows][kTiles]) {
   static_assert(8 * 2 * 15 * 127 < 32768);
   const __m256i low_nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
   for (int j = 0; j < kTiles; ++j) {

@@ -17,6 +17,7 @@ inline constexpr Isa kIsa = Isa::kAvx512Vnni;
 inline constexpr char kIsaName[] = "avx512vnni";
 inline constexpr int kW4Rows = 8, kW4Tiles = 2, kW4FewRows = 2, kW4FewRowsTiles = 4;
 inline constexpr int kDenseRows = 12, kDenseTiles = 2, kDenseFewRows = 2, kDenseFewRowsTiles = 4;
+inline constexpr int kAttentionSums = 16;
 
 // VPDPBUSD: unsigned codes times signed activations, four products per lane, added in 32 bits.
 template <int kRows, int kTiles>

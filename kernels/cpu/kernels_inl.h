@@ -1,7 +1,7 @@
 // Everything that is compiled once per instruction set, in one table. A kernels_<isa>.cc defines NIBBLE_ISA (a
 // namespace of its own, so nothing compiled for a newer machine can be linked into code for an older one), opens its
-// target pragma after the standard headers, defines Vec and IVec, the register blocking (kW4Rows, ...) and W4GroupDots,
-// and includes this. The shape of the idea is Highway's foreach_target.h.
+// target pragma after the standard headers, defines Vec and IVec, the register blocking (kW4Rows, kAttentionSums, ...)
+// and W4GroupDots, and includes this. The shape of the idea is Highway's foreach_target.h.
 #pragma once
 
 #include "kernels/cpu/attention_inl.h"

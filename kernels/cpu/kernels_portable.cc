@@ -10,6 +10,7 @@ inline constexpr Isa kIsa = Isa::kPortable;
 inline constexpr char kIsaName[] = "portable";
 inline constexpr int kW4Rows = 4, kW4Tiles = 1, kW4FewRows = 1, kW4FewRowsTiles = 1;
 inline constexpr int kDenseRows = 4, kDenseTiles = 1, kDenseFewRows = 1, kDenseFewRowsTiles = 1;
+inline constexpr int kAttentionSums = 4;
 
 template <int kRows, int kTiles>
 inline void W4GroupDots(const int8_t* x, int64_t stride, const uint8_t* const* codes, IVec dots[kRows][kTiles]) {

@@ -126,24 +126,28 @@ void DenseBlock(const DenseProblem& p, int64_t row, int64_t tile) {
     for (int j = 0; j < kTiles; ++j) sum[r][j] = Vec::Zero();
   }
   for (int64_t pair = 0; pair < k / 2; ++pair) {
-    Vec even[kTiles], odd[kTiles];
+    // Even and odd one after the other: half as many registers hold weights.
+    Vec weight[kTiles];
 #pragma GCC unroll 4
     for (int j = 0; j < kTiles; ++j) {
-      const IVec both = IVec::Load(w + (j * pairs + pair) * 2 * kTileN);
-      even[j] = FromBits(ShiftLeft<16>(both));
-      odd[j] = FromBits(both & IVec::Set(static_cast<int32_t>(0xffff0000)));
+      weight[j] = FromBits(ShiftLeft<16>(IVec::Load(w + (j * pairs + pair) * 2 * kTileN)));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec x0 = Vec::Set(x[r * k + 2 * pair]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) sum[r][j] = Fma(x0, even[j], sum[r][j]);
+      for (int j = 0; j < kTiles; ++j) sum[r][j] = Fma(x0, weight[j], sum[r][j]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kTiles; ++j) {
+      weight[j] =
+          FromBits(IVec::Load(w + (j * pairs + pair) * 2 * kTileN) & IVec::Set(static_cast<int32_t>(0xffff0000)));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec x1 = Vec::Set(x[r * k + 2 * pair + 1]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kTiles; ++j) sum[r][j] = Fma(x1, odd[j], sum[r][j]);
+      for (int j = 0; j < kTiles; ++j) sum[r][j] = Fma(x1, weight[j], sum[r][j]);
     }
   }
   if (k % 2 != 0) {
