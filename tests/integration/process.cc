@@ -31,6 +31,15 @@ std::string ReadAll(const std::string& path) {
   return out.str();
 }
 
+// A sanitizer's report fails the test that started the process, also when the process lived on or nobody missed it.
+void ExpectNoSanitizerReport(const std::string& log_path) {
+  const std::string log = ReadAll(log_path);
+  for (const char* mark : {"Sanitizer: ", ": runtime error: "}) {
+    const size_t at = log.find(mark);
+    if (at != std::string::npos) ADD_FAILURE() << log_path << ":\n" << log.substr(log.rfind('\n', at) + 1, 4000);
+  }
+}
+
 struct Scratch {
   Scratch() {
     std::string pattern = (std::filesystem::temp_directory_path() / "nibble-test-XXXXXX").string();
@@ -93,6 +102,7 @@ Process::~Process() {
     Signal(SIGKILL);
     Wait(std::chrono::seconds(10));
   }
+  if (pid_ > 0) ExpectNoSanitizerReport(log_path_);
 }
 
 void Process::Signal(int signal) const {
