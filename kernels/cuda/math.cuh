@@ -68,4 +68,27 @@ __device__ __forceinline__ float NegLogOneMinus(float v) {
 // 1 / (1 + e^-x).
 __device__ __forceinline__ float Sigmoid(float x) { return __fdiv_rn(1.0f, 1.0f + Exp(0.0f - x)); }
 
+// 1 / (1 + e^-x) with the same bits, for x of at least kShortSigmoidFrom: e^-x then stays far
+// from overflow, and where it is no normal number it vanishes in the sum. NaN gives a number.
+inline constexpr float kShortSigmoidFrom = -86.0f;
+__device__ __forceinline__ float ShortSigmoid(float x) {
+  const float y = fmaxf(0.0f - x, -87.0f);
+  const float shifted = y * 1.44269504088896341f + 12582912.0f;  // rounds to an integer, left in the low bits
+  const float n = shifted - 12582912.0f;
+  float r = __fmaf_rn(n, -0.693359375f, y);
+  r = __fmaf_rn(n, 2.12194440e-4f, r);
+  float p = 1.9875691500e-4f;
+  p = __fmaf_rn(p, r, 1.3981999507e-3f);
+  p = __fmaf_rn(p, r, 8.3334519073e-3f);
+  p = __fmaf_rn(p, r, 4.1665795894e-2f);
+  p = __fmaf_rn(p, r, 1.6666665459e-1f);
+  p = __fmaf_rn(p, r, 5.0000001201e-1f);
+  p = __fmaf_rn(p, r * r, r) + 1.0f;
+  const float sum = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));  // 1 + p · 2^n
+  // An approximation and one Newton step round a reciprocal correctly where nothing is subnormal, as in __frcp_rn.
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(sum));
+  return __fmaf_rn(reciprocal, __fmaf_rn(-sum, reciprocal, 1.0f), reciprocal);
+}
+
 }  // namespace nibble::cuda

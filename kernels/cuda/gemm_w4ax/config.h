@@ -25,16 +25,18 @@ inline constexpr int64_t kW4AxSlackBytes = 2 * kW4AxBlockBytes;
 
 inline constexpr int kConsumers = 2;          // warpgroups that multiply; a third one copies
 
-// A thread block computes tiles of `rows()` weight rows × `tokens` tokens. Its two consumer warpgroups either take
-// different rows (each `blocks` row blocks), or, with shares_depth, the same 64 rows and different depth blocks (each
-// `blocks` of a step), and add their sums at the end. With cluster == 2 two thread blocks take one half of K each and
-// add their sums.
+// A worker, a thread block or a cluster of two, computes tiles of `rows()` weight rows × `tokens` tokens. The warpgroups
+// of a block that multiply either take different rows (each `blocks` row blocks), or, with shares_depth, the same 64
+// rows and different depth blocks (each `blocks` of a step), and add their sums at the end. The two blocks of a cluster
+// take one half of K each and add their sums, or, with multicasts, take different rows and fetch one half of the
+// activations each, for both.
 struct GemmConfig {
   std::string_view name;
-  int tokens;             // 16, 32, 64, 128, 256
+  int tokens;             // a number that wgmma has, see ptx/wgmma.h
   int blocks;             // weight blocks of a warpgroup in a step
   bool shares_depth;
-  int cluster;            // thread blocks that share K
+  int cluster;            // thread blocks of a worker
+  bool multicasts;
   int residents;          // thread blocks per multiprocessor that shared memory and registers are cut for
   int weight_stages;      // steps of weights in flight,
   int activation_stages;  // and of activations, at most as many
@@ -42,9 +44,12 @@ struct GemmConfig {
   // is done once per tile. Fitted to a tuning run (docs/kernels-gemm.md).
   double step_us, one_block_step_us, tile_us;
 
-  NIBBLE_HOST_DEVICE constexpr int row_blocks() const { return shares_depth ? 1 : kConsumers * blocks; }
+  // Warpgroups of the worker that take different rows.
+  NIBBLE_HOST_DEVICE constexpr int row_parts() const { return shares_depth ? 1 : kConsumers * (multicasts ? cluster : 1); }
+  NIBBLE_HOST_DEVICE constexpr int row_blocks() const { return shares_depth ? 1 : row_parts() * blocks; }
   NIBBLE_HOST_DEVICE constexpr int rows() const { return kRowBlock * row_blocks(); }
-  // A step of the pipeline.
+  NIBBLE_HOST_DEVICE constexpr bool halves_depth() const { return cluster > 1 && !multicasts; }
+  // A step of the pipeline of one block.
   NIBBLE_HOST_DEVICE constexpr int depth_blocks() const { return shares_depth ? kConsumers * blocks : 1; }
   NIBBLE_HOST_DEVICE constexpr int step_blocks() const { return kConsumers * blocks; }  // weight blocks, whichever way they lie
   NIBBLE_HOST_DEVICE constexpr int weight_bytes() const { return step_blocks() * kW4AxBlockBytes; }
@@ -56,35 +61,65 @@ struct GemmConfig {
   // Row blocks whose sums a warpgroup keeps; sums of a thread, and how many of them pass to a peer at a time.
   NIBBLE_HOST_DEVICE constexpr int accumulators() const { return shares_depth ? 1 : blocks; }
   NIBBLE_HOST_DEVICE constexpr int sums() const { return accumulators() * tokens / 2; }
-  NIBBLE_HOST_DEVICE constexpr bool exchanges() const { return shares_depth || cluster > 1; }
+  NIBBLE_HOST_DEVICE constexpr bool exchanges() const { return shares_depth || halves_depth(); }
   NIBBLE_HOST_DEVICE constexpr int exchange_sums() const {
     const int most = residents > 1 ? 32 : 64;
     return sums() < most ? sums() : most;
   }
   NIBBLE_HOST_DEVICE constexpr int exchange_bytes() const { return exchanges() ? exchange_sums() * 128 * 4 : 0; }
 
+  // Sums of a tile that workers share travel in chunks that fit a slot of activations. Of a block: warpgroups that have
+  // sums, of a thread's sums those of a chunk, chunks; of a worker: bytes.
+  NIBBLE_HOST_DEVICE constexpr int sum_warpgroups() const { return exchanges() ? 1 : kConsumers; }
+  NIBBLE_HOST_DEVICE constexpr int chunk_sums() const {
+    const int fit = activation_bytes() / (sum_warpgroups() * 512) / 4 * 4;
+    return sums() < fit ? sums() : fit;
+  }
+  NIBBLE_HOST_DEVICE constexpr int chunks() const { return (sums() + chunk_sums() - 1) / chunk_sums(); }
+  NIBBLE_HOST_DEVICE constexpr int chunk_bytes() const { return sum_warpgroups() * chunk_sums() * 512; }
+  NIBBLE_HOST_DEVICE constexpr int partial_bytes() const { return cluster * chunks() * chunk_bytes(); }
+
+  // Tokens whose outputs a warpgroup brings together before it stores them, 64 channels of two bytes each.
+  NIBBLE_HOST_DEVICE constexpr int staged_tokens() const { return tokens < 64 ? tokens : tokens % 64 == 0 ? 64 : 48; }
+  NIBBLE_HOST_DEVICE constexpr int staging_bytes() const { return staged_tokens() * kRowBlock * 2; }
+  // Warpgroups that store outputs: numbers 0 .. storers() - 1.
+  NIBBLE_HOST_DEVICE constexpr int storers() const { return shares_depth ? 1 : kConsumers; }
+
   // Shared memory, in this order.
   NIBBLE_HOST_DEVICE constexpr int exchange_at() const { return activation_stages * activation_bytes(); }
   NIBBLE_HOST_DEVICE constexpr int weights_at() const { return exchange_at() + exchange_bytes(); }
   NIBBLE_HOST_DEVICE constexpr int staging_at() const { return weights_at() + weight_stages * weight_bytes(); }
-  NIBBLE_HOST_DEVICE constexpr int vectors_at() const { return staging_at() + kConsumers * 4 * 1024; }
+  NIBBLE_HOST_DEVICE constexpr int vectors_at() const { return staging_at() + storers() * staging_bytes(); }
   NIBBLE_HOST_DEVICE constexpr int vector_floats() const { return 2 * tokens + 2 * accumulators() * kRowBlock; }  // of one warpgroup
-  NIBBLE_HOST_DEVICE constexpr int barriers_at() const { return vectors_at() + kConsumers * vector_floats() * 4; }
-  NIBBLE_HOST_DEVICE constexpr int barriers() const { return 2 * weight_stages + activation_stages + 2; }
+  NIBBLE_HOST_DEVICE constexpr int barriers_at() const { return vectors_at() + storers() * vector_floats() * 4; }
+  NIBBLE_HOST_DEVICE constexpr int barriers() const { return 2 * weight_stages + activation_stages + 3; }
   NIBBLE_HOST_DEVICE constexpr int shared_bytes() const { return barriers_at() + barriers() * 8; }
 };
+
+// Tokens of a box of activations for a tile of `tile_tokens`; of two halves the second begins where the swizzle repeats.
+NIBBLE_HOST_DEVICE constexpr int BoxTokens(bool multicasts, int tile_tokens) {
+  return multicasts ? (tile_tokens + 15) / 16 * 8 : tile_tokens;
+}
 
 inline constexpr int kMaxSharedBytes = 232448;      // of a block on sm_90
 inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks share a multiprocessor
 
 inline constexpr GemmConfig kGemmConfigs[] = {
-    // name, tokens, blocks, shares_depth, cluster, residents, weight and activation stages; costs
-    {"d16", 16, 2, true, 1, 2, 4, 4, 0.800, 0.800, 1.2},   {"e16", 16, 2, true, 1, 1, 8, 7, 0.471, 0.471, 0.4},
-    {"e32", 32, 2, true, 1, 1, 6, 6, 0.512, 0.512, 0.4},   {"e64", 64, 1, true, 1, 1, 9, 7, 0.318, 0.318, 2.0},
-    {"c64", 64, 1, false, 2, 1, 12, 10, 0.290, 0.220, 3.4}, {"w64", 64, 2, false, 1, 1, 8, 6, 0.500, 0.220, 1.4},
-    {"r128", 128, 1, false, 1, 1, 9, 7, 0.373, 0.243, 1.8}, {"c128", 128, 1, false, 2, 1, 9, 6, 0.388, 0.250, 3.6},
-    {"d128", 128, 1, true, 1, 1, 6, 4, 0.410, 0.410, 1.6},  {"w128", 128, 2, false, 1, 1, 7, 5, 0.690, 0.215, 2.4},
-    {"r256", 256, 1, false, 1, 1, 5, 4, 0.620, 0.335, 3.2}, {"c256", 256, 1, false, 2, 1, 5, 4, 0.630, 0.340, 6.0},
+    // name, tokens, blocks, shares_depth, cluster, multicasts, residents, weight and activation stages; costs
+    {"d16", 16, 2, true, 1, false, 2, 4, 4, 0.800, 0.800, 1.2},
+    {"e16", 16, 2, true, 1, false, 1, 8, 7, 0.471, 0.471, 0.4},
+    {"e32", 32, 2, true, 1, false, 1, 6, 6, 0.512, 0.512, 0.4},
+    {"e64", 64, 1, true, 1, false, 1, 9, 7, 0.318, 0.318, 2.0},
+    {"c64", 64, 1, false, 2, false, 1, 12, 10, 0.290, 0.220, 3.4},
+    {"w64", 64, 2, false, 1, false, 1, 8, 6, 0.500, 0.220, 1.4},
+    {"r128", 128, 1, false, 1, false, 1, 9, 7, 0.373, 0.243, 1.8},
+    {"c128", 128, 1, false, 2, false, 1, 9, 6, 0.388, 0.250, 3.6},
+    {"d128", 128, 1, true, 1, false, 1, 6, 4, 0.410, 0.410, 1.6},
+    {"w128", 128, 2, false, 1, false, 1, 7, 5, 0.690, 0.215, 2.4},
+    {"r176", 176, 1, false, 1, false, 1, 7, 5, 0.460, 0.280, 2.4},
+    {"r256", 256, 1, false, 1, false, 1, 5, 4, 0.620, 0.335, 3.2},
+    {"c256", 256, 1, false, 2, false, 1, 5, 4, 0.630, 0.340, 6.0},
+    {"m256", 256, 1, false, 2, true, 1, 5, 4, 0.620, 0.340, 3.2},
 };
 inline constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

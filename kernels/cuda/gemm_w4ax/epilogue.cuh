@@ -9,11 +9,26 @@
 
 namespace nibble::cuda::gemm {
 
+__device__ __forceinline__ void WarpgroupSync(int warpgroup) {
+  asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
+}
+
 __device__ __forceinline__ uint32_t PackBF16(float low, float high) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&both);
 }
 __device__ __forceinline__ float RoundBF16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+
+// silu(gate) of values that are bf16 numbers.
+__device__ __forceinline__ void Silu(const float (&gate)[4], float (&silu)[4]) {
+  if (fminf(fminf(gate[0], gate[1]), fminf(gate[2], gate[3])) < kShortSigmoidFrom) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) silu[i] = __fmul_rn(gate[i], Sigmoid(gate[i]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) silu[i] = __fmul_rn(gate[i], ShortSigmoid(gate[i]));
+  }
+}
 
 // Where a warpgroup's scales and biases lie in shared memory: token scales [tokens], 128 · code sums [tokens], channel
 // scales [blocks · 64], biases [blocks · 64].
@@ -37,74 +52,92 @@ __device__ __forceinline__ void ScaleSums(const int32_t* sums, float2 token_scal
   }
 }
 
-// Writes the sums of 64 rows × `tokens` tokens. `channel` and `token` are the first ones, `row_in_vectors` the first
-// row's place in the vectors; staging: 1 KB of shared memory of this warp.
-template <int kTokens>
+// Writes the sums of 64 rows × `tokens` tokens, all threads of a warpgroup together, kStaged tokens at a time: whole lines
+// of the output come together in `staging`, shared memory of this warpgroup. `channel` and `token` are the first ones,
+// `row_in_vectors` the first row's place in the vectors.
+template <int kTokens, int kStaged>
 __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* sums, const Vectors& vectors,
                                            int row_in_vectors, int channel, int token, int tokens, uint32_t staging,
-                                           int warp) {
-  const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+                                           int warpgroup, int thread) {
+  const int warp = thread / 32, lane = thread % 32, g = lane >> 2, c = lane & 3;
   const int row = row_in_vectors + 16 * warp + g;
   const float2 channel_scale = make_float2(vectors.channel_scale[row], vectors.channel_scale[row + 8]);
   const bool has_bias = p.bias != nullptr;
   const float2 bias = has_bias ? make_float2(vectors.bias[row], vectors.bias[row + 8]) : make_float2(0.0f, 0.0f);
-  const int n = channel + 16 * warp;
 #pragma unroll
-  for (int j = 0; j < kTokens / 8; j += 2) {
-    if (8 * j >= tokens) break;
-    float y[2][4];
+  for (int begin = 0; begin < kTokens; begin += kStaged) {
+    if (begin >= tokens) break;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int t = 8 * (j + h) + 2 * c;
-      ScaleSums(sums + 4 * (j + h), *reinterpret_cast<const float2*>(vectors.token_scale + t),
-                *reinterpret_cast<const int2*>(vectors.code_sum + t), channel_scale, bias, has_bias, y[h]);
-    }
-    const uint32_t patch = staging + (j / 2 % 2) * 512;
-    if (p.output == GemmOutput::kBF16) {
-      // Two 8 × 8 matrices of tokens × two of channels, transposed on the way so that a lane can store 8 channels.
-      const uint32_t to = patch + ((lane >> 4) * 8 + (lane & 7)) * 32 + ((lane >> 3) & 1) * 16;
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to),
-                   "r"(PackBF16(y[0][0], y[0][1])), "r"(PackBF16(y[0][2], y[0][3])), "r"(PackBF16(y[1][0], y[1][1])),
-                   "r"(PackBF16(y[1][2], y[1][3]))
-                   : "memory");
-      __syncwarp();
-      const uint4 eight = LoadShared128(patch + lane * 16);
-      const int t = 8 * j + (lane >> 1), column = n + (lane & 1) * 8;
-      if (t < tokens && column < p.n) {
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + int64_t{token + t} * p.n + column) = eight;
+    for (int t16 = begin; t16 < begin + kStaged && t16 < kTokens; t16 += 16) {
+      float y[2][4];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int t = t16 + 8 * h + 2 * c;
+        ScaleSums(sums + (t16 / 8 + h) * 4, *reinterpret_cast<const float2*>(vectors.token_scale + t),
+                  *reinterpret_cast<const int2*>(vectors.code_sum + t), channel_scale, bias, has_bias, y[h]);
       }
-    } else if (p.output == GemmOutput::kSiluMul) {
-      uint32_t h[2];
+      if (p.output == GemmOutput::kBF16) {
+        // Two 8 × 8 matrices of tokens × two of channels, transposed on the way. A token's eight pieces of 16 bytes are
+        // permuted so that neither side meets bank conflicts.
+        const int to_token = (lane >> 4) * 8 + (lane & 7), to_piece = 2 * warp + ((lane >> 3) & 1);
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                         staging + (t16 - begin + to_token) * 128 + (to_piece ^ (to_token & 7)) * 16),
+                     "r"(PackBF16(y[0][0], y[0][1])), "r"(PackBF16(y[0][2], y[0][3])), "r"(PackBF16(y[1][0], y[1][1])),
+                     "r"(PackBF16(y[1][2], y[1][3])));
+      } else if (p.output == GemmOutput::kSiluMul) {
+        const float gate[4] = {RoundBF16(y[0][0]), RoundBF16(y[0][1]), RoundBF16(y[1][0]), RoundBF16(y[1][1])};
+        float silu[4];
+        Silu(gate, silu);
+        uint32_t h[2];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float gate[2] = {RoundBF16(y[i][0]), RoundBF16(y[i][1])};
-        h[i] = PackBF16(__fmul_rn(__fmul_rn(gate[0], Sigmoid(gate[0])), RoundBF16(y[i][2])),
-                        __fmul_rn(__fmul_rn(gate[1], Sigmoid(gate[1])), RoundBF16(y[i][3])));
-      }
-      asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(patch + (lane & 15) * 16),
-                   "r"(h[0]), "r"(h[1])
-                   : "memory");
-      __syncwarp();
-      const int t = 8 * j + lane;
-      if (lane < 16 && t < tokens && n < p.n) {
-        const uint4 eight = LoadShared128(patch + lane * 16);
-        *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + (int64_t{token + t} * p.n + n) / 2) = eight;
-      }
-    } else {
+        for (int i = 0; i < 2; ++i) {
+          h[i] = PackBF16(__fmul_rn(silu[2 * i], RoundBF16(y[i][2])), __fmul_rn(silu[2 * i + 1], RoundBF16(y[i][3])));
+        }
+        const int to_token = lane & 15;
+        asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(
+                         staging + (t16 - begin + to_token) * 64 + (warp ^ (to_token >> 1 & 3)) * 16),
+                     "r"(h[0]), "r"(h[1]));
+      } else {
+        const int n = channel + 16 * warp;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const int t = 8 * (j + i / 4) + 2 * c + i % 2, column = n + g + 8 * (i / 2 % 2);
-        if (t >= tokens || column >= p.n) continue;
-        const int64_t at = int64_t{token + t} * p.n + column;
-        if (p.output == GemmOutput::kF32) {
-          static_cast<float*>(p.out)[at] = y[i / 4][i % 4];
-        } else {
-          static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(y[i / 4][i % 4]);
+        for (int i = 0; i < 8; ++i) {
+          const int t = t16 + 8 * (i / 4) + 2 * c + i % 2, column = n + g + 8 * (i / 2 % 2);
+          if (t >= tokens || column >= p.n) continue;
+          const int64_t at = int64_t{token + t} * p.n + column;
+          if (p.output == GemmOutput::kF32) {
+            static_cast<float*>(p.out)[at] = y[i / 4][i % 4];
+          } else {
+            static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(y[i / 4][i % 4]);
+          }
         }
       }
     }
+    if (p.output == GemmOutput::kBF16) {
+      WarpgroupSync(warpgroup);
+      const int piece = thread % 8, column = channel + piece * 8;
+#pragma unroll
+      for (int i = 0; i < kStaged && begin + i < kTokens; i += 16) {
+        const int from_token = i + thread / 8, t = begin + from_token;
+        const uint4 eight = LoadShared128(staging + from_token * 128 + (piece ^ (from_token & 7)) * 16);
+        if (t < tokens && column < p.n) {
+          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + int64_t{token + t} * p.n + column) = eight;
+        }
+      }
+      WarpgroupSync(warpgroup);
+    } else if (p.output == GemmOutput::kSiluMul) {
+      WarpgroupSync(warpgroup);
+      const int piece = thread % 4, column = channel + piece * 16;
+#pragma unroll
+      for (int i = 0; i < kStaged && begin + i < kTokens; i += 32) {
+        const int from_token = i + thread / 4, t = begin + from_token;
+        if (from_token < kStaged && t < tokens && column < p.n) {
+          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(p.out) + (int64_t{token + t} * p.n + column) / 2) =
+              LoadShared128(staging + from_token * 64 + (piece ^ (from_token >> 1 & 3)) * 16);
+        }
+      }
+      WarpgroupSync(warpgroup);
+    }
   }
-  __syncwarp();
 }
 
 }  // namespace nibble::cuda::gemm

@@ -20,12 +20,6 @@
 
 namespace nibble::cuda::gemm {
 
-inline constexpr int kThreads = 128 * (kConsumers + 1);
-
-__device__ __forceinline__ void WarpgroupSync(int warpgroup) {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
-}
-
 // A place in a ring of kStages steps, with the parity of its current round.
 template <int kStages>
 struct RingPosition {
@@ -44,6 +38,8 @@ template <int kIndex>
 struct Block {
   static constexpr GemmConfig kConfig = kGemmConfigs[kIndex];
   static constexpr int kTokens = kConfig.tokens;
+  static constexpr int kMultiplying = 128 * kConsumers;  // threads
+  static constexpr bool kMulticasts = kConfig.multicasts;
   static constexpr int kWeightStages = kConfig.weight_stages;
   static constexpr int kActivationStages = kConfig.activation_stages;
   using WeightRing = RingPosition<kWeightStages>;
@@ -69,24 +65,57 @@ struct Block {
   __device__ __forceinline__ uint32_t ActivationsEmpty(uint32_t slot) const { return Full(2 * kWeightStages + slot); }
   __device__ __forceinline__ uint32_t SumFull() const { return Full(2 * kWeightStages + kActivationStages); }
   __device__ __forceinline__ uint32_t SumEmpty() const { return SumFull() + 8; }
+  // This block has left its sums of the tile that another worker opened.
+  __device__ __forceinline__ uint32_t SumsLeft() const { return SumFull() + 16; }
 
   __device__ __forceinline__ void InitBarriers() const {
     for (int i = 0; i < kWeightStages; ++i) {
       MbarrierInit(Full(i), 2);  // the two copying warps
-      MbarrierInit(WeightsEmpty(i), 4 * kConsumers);
+      MbarrierInit(WeightsEmpty(i), kMultiplying);
     }
-    for (int i = 0; i < kActivationStages; ++i) MbarrierInit(ActivationsEmpty(i), 4 * kConsumers);
-    MbarrierInit(SumFull(), kConfig.cluster > 1 ? 1 : 4);
-    MbarrierInit(SumEmpty(), 4);
+    for (int i = 0; i < kActivationStages; ++i) MbarrierInit(ActivationsEmpty(i), kMulticasts ? 2 * 4 * kConsumers : kMultiplying);
+    MbarrierInit(SumFull(), kConfig.halves_depth() ? 1 : 128);
+    MbarrierInit(SumEmpty(), kConfig.halves_depth() ? 4 : 128);
+    MbarrierInit(SumsLeft(), 128 * kConfig.sum_warpgroups());
     MbarrierInitFence();
   }
 
   // This block's part of an item's steps.
   __device__ __forceinline__ int Begin(const WorkItem& item) const {
-    return rank == 0 ? item.begin : item.begin + (item.end - item.begin) / 2;
+    return !kConfig.halves_depth() || rank == 0 ? item.begin : item.begin + (item.end - item.begin) / 2;
   }
   __device__ __forceinline__ int End(const WorkItem& item) const {
-    return kConfig.cluster == 1 || rank == 1 ? item.end : item.begin + (item.end - item.begin) / 2;
+    return !kConfig.halves_depth() || rank == 1 ? item.end : item.begin + (item.end - item.begin) / 2;
+  }
+
+  // Where the rows of warpgroup `warpgroup` of this block begin among an item's row blocks.
+  __device__ __forceinline__ int FirstBlock(const WorkItem& item, int warpgroup) const {
+    constexpr int kParts = kConfig.row_parts();
+    const int part = (kMulticasts ? rank * kConsumers : 0) + warpgroup, longer = item.blocks % kParts;
+    return part * (item.blocks / kParts) + (part < longer ? part : longer);
+  }
+
+  // The workers that share an item's tile are neighbours. The first opens the tile, has it at the end of its part and adds
+  // up the sums; the others have it at the start of theirs, so that their sums are there as a rule. It waits for workers
+  // of a higher number only, and blocks start in order. A worker opens one shared tile at most, so its number names the
+  // tile, and continues one at most.
+  static __device__ __forceinline__ bool Opens(const WorkItem& item) { return item.begin == 0; }
+  // How many others an opener waits for.
+  __device__ __forceinline__ int Others(const WorkItem& item) const {
+    if (!kConfig.streams() || !Opens(item) || item.end == p.split.steps) return 0;
+    return p.split.parts.Of((item.stream + 1) * p.split.steps - 1) - worker;
+  }
+  // Steps of the ring that bring others' sums, after those of the item.
+  __device__ __forceinline__ int SumSteps(const WorkItem& item) const { return Others(item) * kConfig.chunks(); }
+  // What this block, or the same one of another cluster, leaves as worker `owner`, which lies before what the next worker
+  // leaves: [chunks][warpgroups with sums][chunk_sums / 4][128 threads] int4.
+  __device__ __forceinline__ int4* PartialsOf(int owner) const {
+    return reinterpret_cast<int4*>(p.partials) +
+           (static_cast<int>(rank) * p.split.workers + owner) * (kConfig.chunks() * kConfig.chunk_bytes() / 16);
+  }
+  // How many workers have left sums of the tile that `opener` opens.
+  __device__ __forceinline__ int32_t* ArrivalsOf(int opener) const {
+    return p.arrivals + opener * kGemmArrivalsPerWorker + rank;
   }
 
   // ---- copying -----------------------------------------------------------------------------------------------------
@@ -97,26 +126,34 @@ struct Block {
     WorkItem item;
     WeightRing at;
     bool first_round = true;
-    while (schedule.Next(p.split, &item)) {
+    while (schedule.Next(p.split, worker, &item)) {
       const int end = End(item);
+      const int first_block = kMulticasts ? FirstBlock(item, 0) : 0;
+      const int blocks = kMulticasts ? FirstBlock(item, kConsumers) - first_block : item.blocks;
       for (int step = Begin(item); step < end; ++step) {
         if (!first_round) MbarrierWait(WeightsEmpty(at.stage), at.parity ^ 1);
         const uint32_t to = base + kConfig.weights_at() + at.stage * kConfig.weight_bytes();
         const uint32_t barrier = Full(at.stage);
-        const int first = item.row_block * p.depth_blocks + step * kConfig.depth_blocks();
+        const int first = (item.row_block + first_block) * p.depth_blocks + step * kConfig.depth_blocks();
         const uint8_t* from = p.weights + int64_t{first} * kW4AxBlockBytes;
         if constexpr (kConfig.shares_depth) {
           MbarrierArriveExpect(barrier, kConfig.weight_bytes());
           BulkCopy(to, from, kConfig.weight_bytes(), barrier, policy);
         } else {
-          MbarrierArriveExpect(barrier, item.blocks * kW4AxBlockBytes);
+          MbarrierArriveExpect(barrier, blocks * kW4AxBlockBytes);
 #pragma unroll
-          for (int i = 0; i < kConfig.row_blocks(); ++i) {
-            if (i >= item.blocks) break;
+          for (int i = 0; i < kConfig.step_blocks(); ++i) {
+            if (i >= blocks) break;
             BulkCopy(to + i * kW4AxBlockBytes, from + int64_t{i} * p.depth_blocks * kW4AxBlockBytes, kW4AxBlockBytes,
                      barrier, policy);
           }
         }
+        at.Advance();
+        if (at.stage == 0) first_round = false;
+      }
+      for (int i = SumSteps(item); i > 0; --i) {
+        if (!first_round) MbarrierWait(WeightsEmpty(at.stage), at.parity ^ 1);
+        MbarrierArrive(Full(at.stage));
         at.Advance();
         if (at.stage == 0) first_round = false;
       }
@@ -129,23 +166,56 @@ struct Block {
     WeightRing at;  // whose barrier announces the step
     ActivationRing slot;
     bool first_round = true;
-    while (schedule.Next(p.split, &item)) {
+    while (schedule.Next(p.split, worker, &item)) {
       const int end = End(item);
       for (int step = Begin(item); step < end; ++step) {
         if (!first_round) MbarrierWait(ActivationsEmpty(slot.stage), slot.parity ^ 1);
         const uint32_t to = base + slot.stage * kConfig.activation_bytes();
         const uint32_t barrier = Full(at.stage);
         // Rows of a slot past the tile's tokens keep what they had: their sums are not stored.
-        MbarrierArriveExpect(barrier, kConfig.depth_blocks() * p.split.tile_tokens * kDepthBlock);
+        const int token = item.token_tile * p.split.tile_tokens, box = BoxTokens(kMulticasts, p.split.tile_tokens);
+        if constexpr (kMulticasts) {
+          MbarrierArriveExpect(barrier, 2 * box * kDepthBlock);
+          TmaMulticast2D(to + rank * box * kDepthBlock, map, step * kDepthBlock, token + rank * box, barrier, 3);
+        } else {
+          MbarrierArriveExpect(barrier, kConfig.depth_blocks() * box * kDepthBlock);
 #pragma unroll
-        for (int i = 0; i < kConfig.depth_blocks(); ++i) {
-          TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock,
-                    item.token_tile * p.split.tile_tokens, barrier);
+          for (int i = 0; i < kConfig.depth_blocks(); ++i) {
+            TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock, token, barrier);
+          }
         }
         at.Advance();
         slot.Advance();
         if (slot.stage == 0) first_round = false;
       }
+      int sum_steps = SumSteps(item);
+      if (sum_steps == 0) continue;
+      while (LoadAcquire(ArrivalsOf(worker)) * kConfig.chunks() != sum_steps) {
+      }
+      *ArrivalsOf(worker) = 0;
+      FenceGlobalBeforeCopy();
+      const int4* from = PartialsOf(worker + 1);
+      for (; sum_steps > 0; --sum_steps, from += kConfig.chunk_bytes() / 16) {
+        if (!first_round) MbarrierWait(ActivationsEmpty(slot.stage), slot.parity ^ 1);
+        MbarrierArriveExpect(Full(at.stage), kConfig.chunk_bytes());
+        BulkCopy(base + slot.stage * kConfig.activation_bytes(), from, kConfig.chunk_bytes(), Full(at.stage));
+        at.Advance();
+        slot.Advance();
+        if (slot.stage == 0) first_round = false;
+      }
+    }
+  }
+
+  // Says that this block's sums of a tile that another worker opened are there, so that no multiplying warp waits for
+  // its own stores.
+  __device__ __forceinline__ void AnnounceSums() const {
+    Schedule schedule(p.split, worker);
+    WorkItem item;
+    while (schedule.Next(p.split, worker, &item) && item.stream >= 0) {
+      if (Opens(item)) continue;
+      MbarrierWait(SumsLeft(), 0);
+      ReduceAddRelease(ArrivalsOf(p.split.parts.Of(item.stream * p.split.steps)), 1);
+      return;
     }
   }
 
@@ -158,9 +228,14 @@ struct Block {
     uint32_t sums_passed = 0;  // through the exchange buffer
   };
 
-  // One arrival for what the whole warp did before its last synchronization.
-  static __device__ __forceinline__ void Arrive(const Consumer& c, uint32_t barrier) {
-    if (c.lane == 0) MbarrierArrive(barrier);
+
+  // Gives back a slot of activations, which both blocks of a cluster may fill.
+  static __device__ __forceinline__ void ArriveActivations(const Consumer& c, uint32_t barrier) {
+    if constexpr (kMulticasts) {
+      if (c.lane < 2) MbarrierArriveRemote(barrier, c.lane);
+    } else {
+      MbarrierArrive(barrier);
+    }
   }
 
   __device__ __forceinline__ Vectors VectorsOf(int warpgroup) const {
@@ -234,16 +309,17 @@ struct Block {
           WgmmaWait<4 * kBlocks - 1>();
           if (b == kBlocks - 1 && j == 3) {
             // The step before is done, and the weights of this one are in registers: the wgmma before used the last.
-            if (step > 0) Arrive(c, ActivationsEmpty(c.slot.Previous()));
-            Arrive(c, WeightsEmpty(c.ring.stage));
+            if (step > 0) ArriveActivations(c, ActivationsEmpty(c.slot.Previous()));
+            MbarrierArrive(WeightsEmpty(c.ring.stage));
           }
-          a[b][j][0] = Unpack(x, scale0, minimum0);
-          a[b][j][1] = Unpack(y, scale1, minimum1);
-          a[b][j][2] = Unpack(x >> 4, scale0, minimum0);
-          a[b][j][3] = Unpack(y >> 4, scale1, minimum1);
+          uint32_t(&operand_a)[4] = a[b][j];
+          operand_a[0] = Unpack(x, scale0, minimum0);
+          operand_a[1] = Unpack(y, scale1, minimum1);
+          operand_a[2] = Unpack(x >> 4, scale0, minimum0);
+          operand_a[3] = Unpack(y >> 4, scale1, minimum1);
           WgmmaFence();
-          const uint32_t operand = descriptor + 2 * j + (kSharesDepth ? b * kTokens * kDepthBlock / 16 : 0);
-          WgmmaU8S8<kTokens>::Run(sums[kSharesDepth ? 0 : b], a[b][j], operand);
+          const uint32_t operand_b = descriptor + 2 * j + (kSharesDepth ? b * kTokens * kDepthBlock / 16 : 0);
+          WgmmaU8S8<kTokens>::Run(sums[kSharesDepth ? 0 : b], operand_a, operand_b);
           WgmmaCommit();
         }
       }
@@ -251,7 +327,7 @@ struct Block {
       c.slot.Advance();
     }
     WgmmaWait<0>();
-    if (steps > 0) Arrive(c, ActivationsEmpty(c.slot.Previous()));
+    if (steps > 0) ArriveActivations(c, ActivationsEmpty(c.slot.Previous()));
   }
 
   // Adds the sums of two warpgroups that share K, in one block or in two of a cluster: one takes the other's.
@@ -259,7 +335,7 @@ struct Block {
   __device__ __forceinline__ void AddPeer(Consumer& c, bool takes, int32_t (&sums)[kBlocks][kTokens / 2]) const {
     constexpr int kSums = kBlocks * kTokens / 2;
     constexpr int kChunk = kConfig.exchange_sums() < kSums ? kConfig.exchange_sums() : kSums;
-    constexpr bool kRemote = kConfig.cluster > 1;
+    constexpr bool kRemote = kConfig.halves_depth();
     const uint32_t buffer = base + kConfig.exchange_at() + c.thread * 16;
     int32_t* flat = &sums[0][0];
 #pragma unroll
@@ -277,13 +353,11 @@ struct Block {
           flat[chunk + i + 2] += static_cast<int32_t>(four.z);
           flat[chunk + i + 3] += static_cast<int32_t>(four.w);
         }
-        __syncwarp();
-        if (c.lane == 0) {
-          if constexpr (kRemote) {
-            MbarrierArriveRemote(SumEmpty(), rank ^ 1);
-          } else {
-            MbarrierArrive(SumEmpty());
-          }
+        if constexpr (kRemote) {
+          __syncwarp();
+          if (c.lane == 0) MbarrierArriveRemote(SumEmpty(), rank ^ 1);
+        } else {
+          MbarrierArrive(SumEmpty());
         }
       } else {
         if (c.sums_passed > 1) MbarrierWait(SumEmpty(), parity ^ 1);
@@ -296,71 +370,79 @@ struct Block {
             StoreShared128(buffer + i * 512, *reinterpret_cast<const uint4*>(&four));
           }
         }
-        if constexpr (!kRemote) {
-          __syncwarp();
-          Arrive(c, SumFull());
-        }
+        if constexpr (!kRemote) MbarrierArrive(SumFull());
       }
     }
   }
 
-  // Adds the sums of the workers that share a tile of the stream. The one that opens the tile takes the others' sums;
-  // they have the tile at the start of their part and it has it at the end of its own, so they are there as a rule. It
-  // waits for workers of a higher number only, and blocks start in order. A warp needs the same warp's sums alone.
+  // Leaves the sums of a tile that another worker opened.
   template <int kBlocks>
-  __device__ __forceinline__ bool AddWorkers(const Consumer& c, const WorkItem& item,
-                                             int32_t (&sums)[kBlocks][kTokens / 2]) const {
-    constexpr int kSums = kBlocks * kTokens / 2;
-    const int stream = p.split.stream_steps(), begin = item.stream * p.split.steps;
-    const int first = PartOf(stream, p.split.workers, begin);
-    const int last = PartOf(stream, p.split.workers, begin + p.split.steps - 1);
-    // A worker opens at most one tile that others finish, so the opener's number names the tile; and continues one.
-    const int warp = c.warpgroup * 4 + c.warp;
-    int32_t* arrivals = p.arrivals + first * kGemmArrivalsPerWorker + warp;
-    auto part = [&](int owner) {
-      return reinterpret_cast<int4*>(p.partials) + (owner * kConsumers + c.warpgroup) * (kConfig.sums() * 32) + c.thread;
-    };
+  __device__ __forceinline__ void LeaveSums(const Consumer& c, const int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    constexpr int kChunk = kConfig.chunk_sums(), kWarpgroups = kConfig.sum_warpgroups();
+    const int32_t* flat = &sums[0][0];
+    int4* to = PartialsOf(worker) + (kWarpgroups > 1 ? c.warpgroup : 0) * (kChunk * 32) + c.thread;
+#pragma unroll
+    for (int i = 0; i < kBlocks * kTokens / 2; i += 4) {
+      __stcg(to + (i / kChunk * kWarpgroups * kChunk + i % kChunk) * 32,
+             make_int4(flat[i], flat[i + 1], flat[i + 2], flat[i + 3]));
+    }
+    MbarrierArrive(SumsLeft());
+  }
+
+  // Adds what `workers` others left.
+  template <int kBlocks>
+  __device__ __forceinline__ void TakeSums(Consumer& c, int workers, int32_t (&sums)[kBlocks][kTokens / 2]) const {
+    constexpr int kSums = kBlocks * kTokens / 2, kChunk = kConfig.chunk_sums();
     int32_t* flat = &sums[0][0];
-    if (worker != first) {
-      int4* to = part(worker);
+    const uint32_t from = base + (kConfig.sum_warpgroups() > 1 ? c.warpgroup : 0) * (kChunk * 512) + c.thread * 16;
+    for (int i = 0; i < workers; ++i) {
 #pragma unroll
-      for (int i = 0; i < kSums; i += 4) {
-        __stcg(to + i / 4 * 128, make_int4(flat[i], flat[i + 1], flat[i + 2], flat[i + 3]));
+      for (int chunk = 0; chunk < kConfig.chunks(); ++chunk) {
+        MbarrierWait(Full(c.ring.stage), c.ring.parity);
+        const uint32_t slot = from + c.slot.stage * kConfig.activation_bytes();
+#pragma unroll
+        for (int j = 0; j < kChunk && chunk * kChunk + j < kSums; j += 4) {
+          const uint4 four = LoadShared128(slot + j * 512);
+          int32_t* to = flat + chunk * kChunk + j;
+          to[0] += static_cast<int32_t>(four.x);
+          to[1] += static_cast<int32_t>(four.y);
+          to[2] += static_cast<int32_t>(four.z);
+          to[3] += static_cast<int32_t>(four.w);
+        }
+        GiveBack(c);
       }
-      __syncwarp();
-      if (c.lane == 0) ReduceAddRelease(arrivals, 1);
-      return false;
     }
-    if (c.lane == 0) {
-      while (LoadAcquire(arrivals) != last - first) {
-      }
-      *arrivals = 0;
-    }
+  }
+
+  // The stage and slot of a step that needs nothing more of them.
+  __device__ __forceinline__ void GiveBack(Consumer& c) const {
     __syncwarp();
-    for (int owner = first + 1; owner <= last; ++owner) {
-      const int4* from = part(owner);
-#pragma unroll
-      for (int i = 0; i < kSums; i += 4) {
-        const int4 four = __ldcg(from + i / 4 * 128);
-        flat[i] += four.x;
-        flat[i + 1] += four.y;
-        flat[i + 2] += four.z;
-        flat[i + 3] += four.w;
-      }
+    MbarrierArrive(WeightsEmpty(c.ring.stage));
+    ArriveActivations(c, ActivationsEmpty(c.slot.stage));
+    c.ring.Advance();
+    c.slot.Advance();
+  }
+  __device__ __forceinline__ void PassSteps(Consumer& c, int steps) const {
+    for (; steps > 0; --steps) {
+      MbarrierWait(Full(c.ring.stage), c.ring.parity);
+      GiveBack(c);
     }
-    return true;
+  }
+
+  // Whether this warpgroup ends up with sums, and stores them.
+  __device__ __forceinline__ bool Takes(const Consumer& c) const {
+    return kConfig.shares_depth ? c.warpgroup == 0 : !kConfig.halves_depth() || c.warpgroup == static_cast<int>(rank);
   }
 
   template <int kBlocks>
   __device__ __forceinline__ void Compute(Consumer& c, const WorkItem& item, int first_block) const {
-    const int channel = (item.row_block + (kSharesDepth ? 0 : first_block)) * kRowBlock;
+    const int channel =
+        (item.row_block + (kSharesDepth ? 0 : (kMulticasts ? FirstBlock(item, 0) : 0) + first_block)) * kRowBlock;
     const int token = item.token_tile * p.split.tile_tokens;
     const int tokens = min(p.split.tile_tokens, p.rows - token);
-    // Only who ends up with the sums stores them.
-    const bool takes = kConfig.shares_depth ? c.warpgroup == 0
-                                            : kConfig.cluster == 1 || c.warpgroup == static_cast<int>(rank);
+    const bool takes = Takes(c);
     constexpr int kSums = kSharesDepth ? 1 : kBlocks;  // row blocks
-    if (takes) FetchVectors(c, kSums, channel, token, tokens);
+    if (takes && Opens(item)) FetchVectors(c, kSums, channel, token, tokens);
     int32_t sums[kSums][kTokens / 2];
 #pragma unroll
     for (int b = 0; b < kSums; ++b) {
@@ -370,19 +452,27 @@ struct Block {
     Multiply<kBlocks>(c, End(item) - Begin(item), first_block, sums);
     if constexpr (kConfig.exchanges()) {
       AddPeer<kSums>(c, takes, sums);
-      if (!takes) return;
+      if (!takes) {
+        PassSteps(c, SumSteps(item));
+        return;
+      }
     }
     if constexpr (kConfig.streams()) {
-      if (item.end - item.begin != p.split.steps && !AddWorkers<kSums>(c, item, sums)) return;
+      if (!Opens(item)) {
+        LeaveSums<kSums>(c, sums);
+        return;
+      }
+      TakeSums<kSums>(c, Others(item), sums);
     }
     CopyAsyncWaitAll();
     WarpgroupSync(c.warpgroup);
     const Vectors vectors = VectorsOf(c.warpgroup);
-    const uint32_t staging = base + kConfig.staging_at() + (c.warpgroup * 4 + c.warp) * 1024;
+    const uint32_t staging =
+        base + kConfig.staging_at() + (kConfig.storers() > 1 ? c.warpgroup : 0) * kConfig.staging_bytes();
 #pragma unroll
     for (int b = 0; b < kSums; ++b) {
-      StoreBlock<kTokens>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, tokens, staging,
-                          c.warp);
+      StoreBlock<kTokens, kConfig.staged_tokens()>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, tokens, staging,
+                          c.warpgroup, c.thread);
     }
   }
 
@@ -394,35 +484,33 @@ struct Block {
     c.lane = c.thread % 32;
     Schedule schedule(p.split, worker);
     WorkItem item;
-    while (schedule.Next(p.split, &item)) {
+    bool more = schedule.Next(p.split, worker, &item);
+    GridDependencyWait();
+    for (; more; more = schedule.Next(p.split, worker, &item)) {
       if constexpr (kConfig.shares_depth) {
         Compute<kConfig.blocks>(c, item, c.warpgroup * kConfig.blocks);
         continue;
       }
       // A tile with fewer blocks than the configuration has is shared evenly.
-      const int first_block = c.warpgroup == 0 ? 0 : (item.blocks + 1) / 2;
-      const int blocks = c.warpgroup == 0 ? (item.blocks + 1) / 2 : item.blocks / 2;
+      const int begin = FirstBlock(item, c.warpgroup), blocks = FirstBlock(item, c.warpgroup + 1) - begin;
+      const int first_block = begin - (kMulticasts ? FirstBlock(item, 0) : 0);
       if (blocks == kConfig.blocks) {
         Compute<kConfig.blocks>(c, item, first_block);
       } else if (kConfig.blocks > 1 && blocks == 1) {
         Compute<1>(c, item, first_block);
       } else {
-        for (int step = Begin(item); step < End(item); ++step) {
-          MbarrierWait(Full(c.ring.stage), c.ring.parity);
-          Arrive(c, WeightsEmpty(c.ring.stage));
-          Arrive(c, ActivationsEmpty(c.slot.stage));
-          c.ring.Advance();
-          c.slot.Advance();
-        }
+        PassSteps(c, End(item) - Begin(item) + SumSteps(item));
+        if (Takes(c) && !Opens(item)) MbarrierArrive(SumsLeft());
       }
     }
   }
 };
 
 template <int kIndex>
-__global__ void __launch_bounds__(kThreads, kGemmConfigs[kIndex].residents)
+__global__ void __launch_bounds__(128 * (kConsumers + 1), kGemmConfigs[kIndex].residents)
     W4AxGemm(const __grid_constant__ CUtensorMap activations, const __grid_constant__ GemmParams p) {
   constexpr GemmConfig kConfig = kGemmConfigs[kIndex];
+  constexpr int kCopyRegisters = 40, kMultiplyRegisters = kConfig.residents > 1 ? 96 : 232;
   extern __shared__ __align__(1024) uint8_t shared[];
   const Block<kIndex> block(p, shared);
   if (threadIdx.x == 0) {
@@ -437,11 +525,7 @@ __global__ void __launch_bounds__(kThreads, kGemmConfigs[kIndex].residents)
   GridDependencyLaunch();
   const int warp = threadIdx.x / 32;
   if (warp >= 4 * kConsumers) {
-    if constexpr (kConfig.residents > 1) {
-      asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    } else {
-      asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    }
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCopyRegisters));
     if (warp == 4 * kConsumers && threadIdx.x % 32 == 0) {
       int64_t cycles = clock64(), nanoseconds;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
@@ -456,15 +540,12 @@ __global__ void __launch_bounds__(kThreads, kGemmConfigs[kIndex].residents)
       TmaPrefetchDescriptor(&activations);
       GridDependencyWait();
       block.CopyActivations(&activations);
+    } else if (kConfig.streams() && warp == 4 * kConsumers + 2 && threadIdx.x % 32 == 0) {
+      block.AnnounceSums();
     }
     __syncwarp();
   } else {
-    if constexpr (kConfig.residents > 1) {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 96;");
-    } else {
-      asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    }
-    GridDependencyWait();
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kMultiplyRegisters));
     block.Consume();
   }
   if constexpr (kConfig.cluster > 1) ClusterSync();  // no block leaves while its peer still writes to it

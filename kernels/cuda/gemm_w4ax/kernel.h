@@ -35,7 +35,7 @@ struct GemmParams {
 
 // Most workers of any split: bounds `arrivals`.
 inline constexpr int kMaxGemmWorkers = 512;
-inline constexpr int kGemmArrivalsPerWorker = kConsumers * 4;  // one per multiplying warp
+inline constexpr int kGemmArrivalsPerWorker = 2;  // one per block
 
 // The kernel of a configuration, as cudaLaunchKernelExC takes it; kernel_*.cu instantiate it.
 template <int kIndex>

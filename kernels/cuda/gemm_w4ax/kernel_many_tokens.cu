@@ -2,8 +2,9 @@
 
 namespace nibble::cuda {
 
-template const void* GemmKernelOf<GemmConfigIndex("w128")>();
+template const void* GemmKernelOf<GemmConfigIndex("r176")>();
 template const void* GemmKernelOf<GemmConfigIndex("r256")>();
 template const void* GemmKernelOf<GemmConfigIndex("c256")>();
+template const void* GemmKernelOf<GemmConfigIndex("m256")>();
 
 }  // namespace nibble::cuda

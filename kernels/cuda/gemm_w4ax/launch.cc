@@ -31,9 +31,9 @@ const void* PreparedKernel(const Device& device, int index) {
   return kernel;
 }
 
-// Boxes of `tile_tokens` rows × 128 codes, swizzled as wgmma reads them; rows and columns past the end are zeros. The driver's
+// Boxes of `box_tokens` rows × 128 codes, swizzled as wgmma reads them; rows and columns past the end are zeros. The driver's
 // function is found at run time, so that programs link and start without a driver.
-CUtensorMap ActivationMap(const int8_t* codes, int64_t rows, int64_t k, int tile_tokens) {
+CUtensorMap ActivationMap(const int8_t* codes, int64_t rows, int64_t k, int box_tokens) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -44,7 +44,7 @@ CUtensorMap ActivationMap(const int8_t* codes, int64_t rows, int64_t k, int tile
   CUtensorMap map;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(k), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(k)};
-  const cuuint32_t box[2] = {kDepthBlock, static_cast<cuuint32_t>(tile_tokens)};
+  const cuuint32_t box[2] = {kDepthBlock, static_cast<cuuint32_t>(box_tokens)};
   const cuuint32_t element_strides[2] = {1, 1};
   const CUresult result =
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<int8_t*>(codes), sizes, strides, box, element_strides,
@@ -64,7 +64,7 @@ void LaunchGemm(const Device& device, const GemmPlan& plan, const int8_t* codes,
   params.split = plan.split;
   params.depth_blocks = static_cast<int>(W4AxDepthBlocks(k));
   params.weights_once = plan.split.token_tiles == 1;
-  CUtensorMap map = ActivationMap(codes, params.rows, k, plan.split.tile_tokens);
+  CUtensorMap map = ActivationMap(codes, params.rows, k, BoxTokens(config.multicasts, plan.split.tile_tokens));
 
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

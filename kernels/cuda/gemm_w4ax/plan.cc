@@ -1,6 +1,7 @@
 #include "kernels/cuda/gemm_w4ax/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 
 #include "common/base/check.h"
@@ -14,6 +15,11 @@ constexpr int kMostNarrowTiles = 16;
 
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
+// At most: what the device runs at one time.
+int Workers(const GemmShape& shape, const GemmConfig& config) {
+  return std::min(kMaxGemmWorkers, std::max(1, shape.multiprocessors * config.residents / config.cluster));
+}
+
 GemmPlan MakePlan(const GemmShape& shape, int config_index) {
   const GemmConfig& config = kGemmConfigs[config_index];
   GemmPlan plan;
@@ -22,6 +28,11 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
   plan.split.tile_blocks = config.row_blocks();
   plan.split.token_tiles = CeilDiv(shape.rows, config.tokens);
   plan.split.tile_tokens = CeilDiv(shape.rows, plan.split.token_tiles);
+  // What the workers read at one time is least when their token tiles are as many bytes as their row tiles.
+  const double row_bytes = double(config.rows()) / kRowBlock * kW4AxBlockBytes, token_bytes = kDepthBlock * plan.split.tile_tokens;
+  const double balanced = std::sqrt(Workers(shape, config) * row_bytes / token_bytes);
+  const int groups = CeilDiv(plan.split.token_tiles, static_cast<int64_t>(std::ceil(balanced)));
+  plan.split.group_tiles = CeilDiv(plan.split.token_tiles, groups);
   plan.split.steps = CeilDiv(shape.k, kDepthBlock * config.depth_blocks());
   return plan;
 }
@@ -30,7 +41,7 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
 
 int64_t GemmPlan::PartialBytes() const {
   if (split.even || split.whole_tiles == split.tiles()) return 0;
-  return int64_t{split.workers} * kConsumers * Config().sums() * 128 * 4;
+  return int64_t{split.workers} * Config().partial_bytes();
 }
 
 std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
@@ -38,29 +49,33 @@ std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
                "a W4Ax linear of " + std::to_string(shape.rows) + " x " + std::to_string(shape.n) + " x " +
                    std::to_string(shape.k));
   std::vector<GemmPlan> plans;
+  const auto add = [&](GemmPlan plan) {
+    plan.split.Prepare();
+    NIBBLE_CHECK(plan.split.Divides(), PrintGemmPlan(plan));
+    plans.push_back(plan);
+  };
   for (int i = 0; i < kNumGemmConfigs; ++i) {
     const GemmConfig& config = kGemmConfigs[i];
     if (config.tokens > 16 && config.tokens >= 2 * shape.rows) continue;
     GemmPlan plan = MakePlan(shape, i);
     WorkSplit& split = plan.split;
-    if (split.token_tiles > kMostNarrowTiles && config.tokens < 128) continue;
     // Two blocks on a multiprocessor help where they are more than there are multiprocessors.
     if (config.residents > 1 && split.tiles() <= shape.multiprocessors) continue;
-    const int slots =
-        std::min(kMaxGemmWorkers, std::max(1, shape.multiprocessors * config.residents / config.cluster));
+    if (split.token_tiles > kMostNarrowTiles && config.tokens < 128) continue;
+    const int slots = Workers(shape, config);
     // Whole tiles in turn.
     split.workers = std::min(slots, split.tiles());
     split.whole_tiles = split.tiles();
-    plans.push_back(plan);
+    add(plan);
     if (!config.streams() || split.tiles() % slots == 0) continue;  // little to even out
     // The last whole wave and what is left after it as a stream.
     split.workers = std::min(slots, split.tiles() * split.steps);
     split.whole_tiles = std::max(0, split.tiles() / split.workers - 1) * split.workers;
-    plans.push_back(plan);
-    if (config.cluster == 1 && !config.shares_depth) {
+    add(plan);
+    if (!config.halves_depth() && !config.shares_depth) {
       split.even = true;
       split.workers = std::min(slots, split.pairs());
-      plans.push_back(plan);
+      add(plan);
     }
   }
   return plans;
@@ -101,7 +116,7 @@ double PriceGemmPlan(const GemmShape& shape, const GemmPlan& plan) {
       tiles += 1 + part / split.steps;
       stream_us = kStreamUs + kSumUs * sharers * config.sums();
     }
-    steps_us = steps * step_us(blocks) / config.cluster;
+    steps_us = steps * step_us(blocks) / (config.halves_depth() ? 2 : 1);
   }
   const double memory_us =
       kFirstBytesUs + double(split.row_blocks) * CeilDiv(shape.k, kDepthBlock) * kW4AxBlockBytes / kMemoryBytesPerUs;

@@ -9,12 +9,44 @@
 
 namespace nibble::cuda {
 
-// Tiles are numbered with the token tile running fastest, so that neighbours share weights in the L2 cache.
+// n / value by a multiplication, exact where n · value < 2^32: in the kernel divisions would cost as much as a step.
+struct Divisor {
+  int value = 1;
+  uint32_t factor = 0;  // 2^32 / value, rounded up; 0 for 1
+
+  constexpr Divisor() = default;
+  constexpr explicit Divisor(int v)
+      : value(v), factor(v == 1 ? 0 : static_cast<uint32_t>((uint64_t{1} << 32) / static_cast<uint64_t>(v) + 1)) {}
+  NIBBLE_HOST_DEVICE constexpr int Quotient(int n) const {
+    return factor == 0 ? n : static_cast<int>(uint64_t{static_cast<uint32_t>(n)} * factor >> 32);
+  }
+};
+
+// `count` things cut into `parts` that differ by at most one; parts <= count.
+struct Parts {
+  int length = 0;  // of a shorter part
+  int longer = 0;  // parts that have one more: the first ones
+  Divisor by_longer, by_shorter;
+
+  constexpr Parts() = default;
+  constexpr Parts(int count, int parts)
+      : length(count / parts), longer(count % parts), by_longer(length + 1), by_shorter(length > 0 ? length : 1) {}
+  NIBBLE_HOST_DEVICE constexpr int Begin(int part) const { return part * length + (part < longer ? part : longer); }
+  // Which part thing `i` is in.
+  NIBBLE_HOST_DEVICE constexpr int Of(int i) const {
+    const int in_longer = longer * (length + 1);
+    return i < in_longer ? by_longer.Quotient(i) : longer + by_shorter.Quotient(i - in_longer);
+  }
+};
+
+// Tiles are numbered with the token tile running fastest, so that neighbours share weights in the L2 cache, and in groups
+// of token tiles, so that the workers' tiles at one time are about as many rows as tokens, in bytes.
 struct WorkSplit {
   int row_blocks = 0;   // of the weight
   int tile_blocks = 0;  // row blocks of a whole tile; the last tile along N may have fewer
   int token_tiles = 0;
   int tile_tokens = 0;  // of a tile: the tokens are shared evenly, so that no copy fetches much that is not there
+  int group_tiles = 0;  // token tiles of a group; the last group may have fewer
   int steps = 0;        // along K
   int workers = 0;
   // even: every worker takes an even share of the (token tile, row block) pairs and never cuts K. Otherwise tiles
@@ -23,23 +55,31 @@ struct WorkSplit {
   bool even = false;
   int whole_tiles = 0;
 
-  NIBBLE_HOST_DEVICE constexpr int tiles() const {
-    return (row_blocks + tile_blocks - 1) / tile_blocks * token_tiles;
-  }
+  // What follows from the above, see Prepare.
+  Parts parts;  // of the pairs or of the stream, one for each worker
+  Divisor by_steps, by_row_blocks, by_group, by_group_tiles, by_last_group_tiles;
+
+  NIBBLE_HOST_DEVICE constexpr int row_tiles() const { return (row_blocks + tile_blocks - 1) / tile_blocks; }
+  NIBBLE_HOST_DEVICE constexpr int tiles() const { return row_tiles() * token_tiles; }
   NIBBLE_HOST_DEVICE constexpr int stream_steps() const { return (tiles() - whole_tiles) * steps; }
   NIBBLE_HOST_DEVICE constexpr int pairs() const { return row_blocks * token_tiles; }
-};
 
-// Part `i` of 0..count-1 cut into `parts` that differ by at most one begins here; parts <= count.
-NIBBLE_HOST_DEVICE constexpr int PartBegin(int count, int parts, int i) {
-  const int longer = count % parts;
-  return i * (count / parts) + (i < longer ? i : longer);
-}
-// Which part that is.
-NIBBLE_HOST_DEVICE constexpr int PartOf(int count, int parts, int i) {
-  const int length = count / parts, longer = count % parts;
-  return i < longer * (length + 1) ? i / (length + 1) : longer + (i - longer * (length + 1)) / length;
-}
+  constexpr void Prepare() {
+    parts = Parts(even ? pairs() : stream_steps(), workers);
+    by_steps = Divisor(steps);
+    by_row_blocks = Divisor(row_blocks);
+    by_group = Divisor(row_tiles() * group_tiles);
+    by_group_tiles = Divisor(group_tiles);
+    by_last_group_tiles = Divisor((token_tiles - 1) % group_tiles + 1);
+  }
+  // Whether every quotient that a schedule takes is exact.
+  constexpr bool Divides() const {
+    const int64_t most = int64_t{pairs()} > stream_steps() ? pairs() : stream_steps();
+    const int64_t by = row_tiles() * group_tiles;
+    return most * (parts.length + 1) < int64_t{1} << 32 && most * steps < int64_t{1} << 32 &&
+           int64_t{pairs()} * row_blocks < int64_t{1} << 32 && tiles() * by < int64_t{1} << 32;
+  }
+};
 
 struct WorkItem {
   int row_block = 0;
@@ -52,55 +92,52 @@ struct WorkItem {
 
 class Schedule {
  public:
-  NIBBLE_HOST_DEVICE Schedule(const WorkSplit& split, int worker) : whole_(worker) {
-    const int count = split.even ? split.pairs() : split.stream_steps();
-    if (count == 0) return;
-    next_ = PartBegin(count, split.workers, worker);
-    end_ = PartBegin(count, split.workers, worker + 1);
-  }
+  NIBBLE_HOST_DEVICE Schedule(const WorkSplit& split, int worker)
+      : next_(split.parts.Begin(worker)), end_(split.parts.Begin(worker + 1)) {}
 
   // False when the worker is done.
-  NIBBLE_HOST_DEVICE bool Next(const WorkSplit& split, WorkItem* item) {
-    if (next_ >= end_) {
-      if (split.even || whole_ >= split.whole_tiles) return false;
-      SetTile(split, whole_, item);
-      item->begin = 0;
-      item->end = split.steps;
-      item->stream = -1;
-      whole_ += split.workers;
-      return true;
+  NIBBLE_HOST_DEVICE bool Next(const WorkSplit& split, int worker, WorkItem* item) {
+    if (end_ >= 0 && next_ == end_) {
+      next_ = worker;
+      end_ = -1;
     }
-    if (split.even) {
-      item->token_tile = next_ / split.row_blocks;
+    item->begin = 0;
+    item->end = split.steps;
+    item->stream = -1;
+    if (end_ < 0) {
+      if (split.even || next_ >= split.whole_tiles) return false;
+      SetTile(split, next_, item);
+      next_ += split.workers;
+    } else if (split.even) {
+      item->token_tile = split.by_row_blocks.Quotient(next_);
       item->row_block = next_ - item->token_tile * split.row_blocks;
       item->blocks = Min(end_ - next_, split.row_blocks - item->row_block, split.tile_blocks);
-      item->begin = 0;
-      item->end = split.steps;
-      item->stream = -1;
       next_ += item->blocks;
-      return true;
+    } else {
+      item->stream = split.by_steps.Quotient(next_);
+      SetTile(split, split.whole_tiles + item->stream, item);
+      item->begin = next_ - item->stream * split.steps;
+      item->end = Min(split.steps, item->begin + end_ - next_, split.steps);
+      next_ += item->end - item->begin;
     }
-    item->stream = next_ / split.steps;
-    SetTile(split, split.whole_tiles + item->stream, item);
-    item->begin = next_ - item->stream * split.steps;
-    item->end = Min(split.steps, item->begin + end_ - next_, split.steps);
-    next_ += item->end - item->begin;
     return true;
   }
 
  private:
   NIBBLE_HOST_DEVICE static int Min(int a, int b, int c) { return a < b ? (a < c ? a : c) : (b < c ? b : c); }
   NIBBLE_HOST_DEVICE static void SetTile(const WorkSplit& split, int tile, WorkItem* item) {
-    const int row_tile = tile / split.token_tiles;
-    item->token_tile = tile - row_tile * split.token_tiles;
+    const int group = split.by_group.Quotient(tile), first = group * split.group_tiles;
+    const int in_group = tile - group * split.by_group.value;
+    const Divisor& by = first + split.group_tiles <= split.token_tiles ? split.by_group_tiles : split.by_last_group_tiles;
+    const int row_tile = by.Quotient(in_group);
+    item->token_tile = first + in_group - row_tile * by.value;
     item->row_block = row_tile * split.tile_blocks;
     const int left = split.row_blocks - item->row_block;
     item->blocks = left < split.tile_blocks ? left : split.tile_blocks;
   }
 
-  int next_ = 0;   // pairs (even) or steps of the stream
-  int end_ = 0;
-  int whole_ = 0;  // next whole tile
+  int next_;  // pair (even) or step of the stream,
+  int end_;   // up to here; then -1, and the next whole tile
 };
 
 }  // namespace nibble::cuda

@@ -34,4 +34,7 @@ __device__ __forceinline__ void BulkCopy(uint32_t to_shared, const void* from, u
                : "memory");
 }
 
+// Orders what this thread saw written to global memory before the copies that it starts afterwards.
+__device__ __forceinline__ void FenceGlobalBeforeCopy() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 }  // namespace nibble::cuda

@@ -2,25 +2,30 @@
 // cuBLASLt in bf16 and fp8 in the same run. Graphs of launches as in a decode step, weights rotated beyond the L2 cache.
 //
 //   nibble_gemm_benchmark [check=1,16,..] [m=1,16,..] [shapes=qkv,o,..] [tune=FILE] [cublas=0] [json=FILE]
-//                         [pause_ms=30] [replays=5] [repeats=2] [only=CONFIG]
+//                         [pause_ms=30] [replays=5] [repeats=2] [only=CONFIG,..] [a4=1] [silu=1] [pack=1]
 //
 // check: these numbers of rows with every plan, against the rows of one reference for the largest number, `repeats`
-// times. m: times the picked plan; with tune, every plan, one line each in FILE.
+// times. m: times the picked plan; with tune, every plan of hope, one line each in FILE. a4: activations as W4A4 codes
+// them. silu: times the SiLU · mul epilogue instead of the plain one. pack: times bringing each shape's weight from host
+// memory into device order.
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "tests/kernels/cuda/cublas_baseline.h"
-#include "tests/kernels/cuda/gemm_w4ax_data.cuh"
+#include "kernels/cuda/gemm_w4ax/gemm.h"
 #include "kernels/cuda/gemm_w4ax/launch.h"
 #include "kernels/cuda/gemm_w4ax/layout.h"
+#include "kernels/cuda/measure/matmul.h"
+#include "tests/kernels/cuda/gemm_w4ax_data.cuh"
 
 namespace nibble::cuda::bench {
 namespace {
@@ -28,6 +33,7 @@ namespace {
 constexpr int64_t kRotatedBytes = 300'000'000;
 constexpr double kMemoryBytesPerUs = 4.55e6;  // what plain reads reach on an H200
 constexpr int64_t kGuardRows = 8;
+constexpr double kHopeless = 1.7;  // times the picked plan's price: not timed when tuning
 
 struct Shape {
   const char* name;
@@ -51,8 +57,13 @@ T* Allocate(int64_t count) {
 struct Options {
   std::vector<int64_t> check, rows;
   std::vector<std::string> shapes = {"qkv", "o", "gate_up", "down"};
-  std::string tune, json, only;
-  bool cublas = true;
+  std::vector<std::string> only;  // configurations; empty: all
+  std::string tune, json;
+
+  bool Wants(const GemmPlan& plan) const {
+    return only.empty() || std::find(only.begin(), only.end(), plan.Config().name) != only.end();
+  }
+  bool cublas = true, four_bits = false, silu = false, pack = false;
   int pause_ms = 30;
   int replays = 5;
   int repeats = 2;
@@ -64,11 +75,56 @@ struct Result {
   double us, mhz, bf16_us, fp8_us;
 };
 
+// Runs launch(i) for i in 0..launches-1 as one graph a few times; median microseconds of a launch.
+double TimeGraph(cudaStream_t stream, int launches, int replays, const std::function<void(int)>& launch) {
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  NIBBLE_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < launches; ++i) launch(i);
+  NIBBLE_CUDA_CHECK(cudaStreamEndCapture(stream, &graph));
+  NIBBLE_CUDA_CHECK(cudaGraphInstantiate(&executable, graph, 0));
+  cudaEvent_t begin, end;
+  NIBBLE_CUDA_CHECK(cudaEventCreate(&begin));
+  NIBBLE_CUDA_CHECK(cudaEventCreate(&end));
+  std::vector<double> times;
+  for (int r = 0; r < replays + 1; ++r) {
+    NIBBLE_CUDA_CHECK(cudaEventRecord(begin, stream));
+    NIBBLE_CUDA_CHECK(cudaGraphLaunch(executable, stream));
+    NIBBLE_CUDA_CHECK(cudaEventRecord(end, stream));
+    NIBBLE_CUDA_CHECK(cudaEventSynchronize(end));
+    float ms;
+    NIBBLE_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    if (r > 0) times.push_back(ms * 1e3 / launches);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+int Launches(const Shape& shape, int64_t rows) { return 2.0 * rows * shape.n * shape.k > 2e12 ? 8 : 20; }
+
+// The fastest of cuBLASLt's proposals, each after a pause. 0 when it has no algorithm.
+double TimeCublas(const Device& device, MatmulType type, const Shape& shape, int64_t rows, const Options& options) {
+  CublasMatmul matmul(type, shape.n, shape.k, rows, kRotatedBytes / 4, device.stream);
+  double best = 0;
+  for (int i = 0; i < matmul.proposals(); ++i) {
+    if (!matmul.Works(i)) continue;
+    NIBBLE_CUDA_CHECK(cudaStreamSynchronize(device.stream));
+    usleep(1000 * options.pause_ms);
+    const double us = TimeGraph(device.stream, Launches(shape, rows), options.replays, [&](int j) { matmul.Issue(i, j); });
+    if (best == 0 || us < best) best = us;
+  }
+  return best;
+}
+
 // One shape's tensors on the device.
 class Problem {
  public:
-  Problem(const Device& device, const Shape& shape, int64_t max_rows, int copies)
-      : device_(device), shape_(shape), max_rows_(max_rows) {
+  Problem(const Device& device, const Shape& shape, int64_t max_rows, int copies, const Options& options)
+      : device_(device), shape_(shape), max_rows_(max_rows), output_(options.silu ? GemmOutput::kSiluMul : GemmOutput::kBF16) {
     const int64_t n = shape.n, k = shape.k, groups = n * k / kBlock;
     qweight_ = Allocate<uint8_t>(n * k / 2);
     scale_ = Allocate<uint8_t>(groups);
@@ -86,9 +142,9 @@ class Problem {
     channel_scale_ = Allocate<float>(n);
     out_ = Allocate<uint16_t>((max_rows + kGuardRows) * n);
     arrivals_ = Allocate<int32_t>(kMaxGemmWorkers * kGemmArrivalsPerWorker);
-    clock_ = Allocate<int64_t>(2);
+        clock_ = Allocate<int64_t>(2);
     NIBBLE_CUDA_CHECK(cudaMemsetAsync(arrivals_, 0, kMaxGemmWorkers * kGemmArrivalsPerWorker * 4, device.stream));
-    FillActivations<<<1024, 256, 0, device.stream>>>(codes_, max_rows * k, n + k);
+    FillActivations<<<1024, 256, 0, device.stream>>>(codes_, max_rows * k, n + k, options.four_bits);
     SumRows<<<static_cast<unsigned>(max_rows), 256, 0, device.stream>>>(codes_, code_sums_, k);
     FillScales<<<static_cast<unsigned>(max_rows / 256 + 1), 256, 0, device.stream>>>(token_scale_, max_rows, 3);
     FillScales<<<static_cast<unsigned>(n / 256 + 1), 256, 0, device.stream>>>(channel_scale_, n, 4);
@@ -116,7 +172,7 @@ class Problem {
                 .clock = clock_,
                 .rows = static_cast<int>(rows),
                 .n = static_cast<int>(shape_.n),
-                .output = GemmOutput::kBF16});
+                .output = output_});
   }
 
   // Elements that differ from the reference for all rows, or that were written beyond the rows; -1: not finished.
@@ -140,8 +196,7 @@ class Problem {
 
   // Microseconds and MHz.
   std::pair<double, double> Time(const GemmPlan& plan, int64_t rows, int replays) {
-    const int launches = 2.0 * rows * shape_.n * shape_.k > 2e12 ? 8 : 20;
-    const double us = TimeGraph(device_.stream, launches, replays, [&](int i) { Launch(plan, rows, i); });
+    const double us = TimeGraph(device_.stream, Launches(shape_, rows), replays, [&](int i) { Launch(plan, rows, i); });
     int64_t clock[2];
     NIBBLE_CUDA_CHECK(cudaMemcpy(clock, clock_, 16, cudaMemcpyDeviceToHost));
     return {us, 1e3 * static_cast<double>(clock[0]) / static_cast<double>(clock[1] + 1)};
@@ -165,6 +220,7 @@ class Problem {
   const Device& device_;
   Shape shape_;
   int64_t max_rows_;
+  GemmOutput output_;
   std::vector<uint8_t*> blocks_;
   uint8_t *qweight_, *scale_;
   int8_t *minimum_, *codes_;
@@ -210,9 +266,15 @@ Options ParseOptions(int argc, char** argv) {
     } else if (name == "json") {
       options.json = value;
     } else if (name == "only") {
-      options.only = value;
+      options.only = Words(value);
     } else if (name == "cublas") {
       options.cublas = value != "0";
+    } else if (name == "a4") {
+      options.four_bits = value != "0";
+    } else if (name == "silu") {
+      options.silu = value != "0";
+    } else if (name == "pack") {
+      options.pack = value != "0";
     } else if (name == "pause_ms") {
       options.pause_ms = std::atoi(value.c_str());
     } else if (name == "repeats") {
@@ -225,6 +287,41 @@ Options ParseOptions(int argc, char** argv) {
     }
   }
   return options;
+}
+
+// Bytes are those of the checkpoint: codes, scales and minima. `copy`: the same bytes through staging alone.
+void TimePack(const Device& device, const Shape& shape, int replays) {
+  const int64_t n = shape.n, k = shape.k, groups = n * k / kBlock, bytes = n * k / 2 + 2 * groups;
+  const std::vector<uint8_t> qweight(n * k / 2, 0x5a), scale(groups, 8);
+  const std::vector<int8_t> minimum(groups, -60);
+  const std::vector<float> channel_scale(n, 0.001f);
+  const W4View view = {n, k, qweight.data(), scale.data(), minimum.data(), channel_scale.data()};
+  Staging staging(device.stream);
+  const auto milliseconds = [&](auto&& work) {
+    std::vector<double> times;
+    for (int i = 0; i < replays + 1; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      work();
+      NIBBLE_CUDA_CHECK(cudaStreamSynchronize(device.stream));
+      times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+    }
+    std::sort(times.begin(), times.end());
+    return times[times.size() / 2];
+  };
+  const double pack_ms = milliseconds([&] { NIBBLE_CHECK(PackW4Ax(device, staging, {&view, 1}).ok()); });
+  uint8_t* logical = Allocate<uint8_t>(bytes);
+  uint8_t* blocks = Allocate<uint8_t>(W4AxBytes(n, k));
+  const double copy_ms = milliseconds([&] { NIBBLE_CUDA_CHECK(staging.Upload(logical, qweight.data(), qweight.size())); });
+  const W4View on_device = {n, k, logical, logical + n * k / 2, reinterpret_cast<int8_t*>(logical + n * k / 2 + groups),
+                            nullptr};
+  const double kernel_us = TimeGraph(device.stream, 5, replays, [&](int) {
+    LaunchW4AxRelayout(device.stream, on_device, {}, blocks);
+  });
+  cudaFree(logical);
+  cudaFree(blocks);
+  std::printf("pack %-12s %7.1f MB  kernel %7.1f us %6.0f GB/s  with upload %7.1f ms %5.1f GB/s  copy %5.1f GB/s\n", shape.name,
+              bytes * 1e-6, kernel_us, bytes / kernel_us * 1e-3, pack_ms, bytes / pack_ms * 1e-6,
+              static_cast<double>(qweight.size()) / copy_ms * 1e-6);
 }
 
 void PrintTable(const std::vector<Result>& results) {
@@ -283,10 +380,12 @@ int Main(int argc, char** argv) {
     for (int64_t rows : options.rows) max_rows = std::max(max_rows, rows);
     const int64_t bytes = W4AxBytes(shape.n, shape.k);
     const int copies = options.rows.empty() ? 1 : static_cast<int>(std::max<int64_t>(2, kRotatedBytes / bytes + 1));
-    Problem problem(device, shape, max_rows, copies);
+    if (options.pack) TimePack(device, shape, options.replays);
+    if (options.check.empty() && options.rows.empty()) continue;
+    Problem problem(device, shape, max_rows, copies, options);
     for (int64_t rows : options.check) {
       for (const GemmPlan& plan : EnumerateGemmPlans(problem.At(rows))) {
-        if (!options.only.empty() && plan.Config().name != options.only) continue;
+        if (!options.Wants(plan)) continue;
         for (int repeat = 0; repeat < options.repeats; ++repeat) {
           ++checked;
           wrong += problem.Check(plan, rows) != 0;
@@ -296,14 +395,16 @@ int Main(int argc, char** argv) {
     for (int64_t rows : options.rows) {
       if (!options.tune.empty()) {
         std::vector<std::pair<double, std::string>> times;
+        const double picked = PriceGemmPlan(problem.At(rows), PickGemmPlan(problem.At(rows)));
         for (const GemmPlan& plan : EnumerateGemmPlans(problem.At(rows))) {
-          if (!options.only.empty() && plan.Config().name != options.only) continue;
+          if (!options.Wants(plan) || PriceGemmPlan(problem.At(rows), plan) > kHopeless * picked) continue;
           usleep(1000 * options.pause_ms);
           const auto [us, mhz] = problem.Time(plan, rows, options.replays);
           const WorkSplit& s = plan.split;
           tune << shape.name << '\t' << shape.n << '\t' << shape.k << '\t' << rows << '\t' << plan.Config().name << '\t'
                << (s.even ? "even" : s.whole_tiles == s.tiles() ? "whole" : s.whole_tiles > 0 ? "tail" : "stream") << '\t'
-               << us << '\t' << mhz << '\t' << PriceGemmPlan(problem.At(rows), plan) << std::endl;
+               << us << '\t' << mhz << '\t' << PriceGemmPlan(problem.At(rows), plan) << '\t' << s.workers << '\t'
+               << s.token_tiles << std::endl;
           times.emplace_back(us, PrintGemmPlan(plan));
         }
         std::sort(times.begin(), times.end());
@@ -319,9 +420,8 @@ int Main(int argc, char** argv) {
       const auto [us, mhz] = problem.Time(plan, rows, options.replays);
       Result result{shape.name, PrintGemmPlan(plan), shape.n, shape.k, rows, us, mhz, 0, 0};
       if (options.cublas) {
-        const int launches = 2.0 * rows * shape.n * shape.k > 2e12 ? 8 : 20;
-        result.bf16_us = TimeCublas(device.stream, shape.n, shape.k, rows, false, launches, options.replays, options.pause_ms);
-        result.fp8_us = TimeCublas(device.stream, shape.n, shape.k, rows, true, launches, options.replays, options.pause_ms);
+        result.bf16_us = TimeCublas(device, MatmulType::kBF16, shape, rows, options);
+        result.fp8_us = TimeCublas(device, MatmulType::kFP8, shape, rows, options);
       }
       results.push_back(result);
     }

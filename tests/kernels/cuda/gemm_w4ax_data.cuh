@@ -54,14 +54,20 @@ static __global__ void FillCodes(uint8_t* qweight, const uint8_t* scale, const i
   }
 }
 
-// N(0, 32) codes with outliers at the ends of the range.
-static __global__ void FillActivations(int8_t* x, int64_t count, uint64_t seed) {
+// N(0, 32) codes with outliers at the ends of the range; with `four_bits`, seven blocks of 128 in eight are 4-bit ones of
+// a shared exponent, as in most models' inputs (their products take less power).
+static __global__ void FillActivations(int8_t* x, int64_t count, uint64_t seed, bool four_bits) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
     const uint32_t h = Hash(seed * 31 + i);
     int v = static_cast<int>(rintf(32.0f * Normal(h)));
     if ((h & 1023) == 7) v = (h >> 10 & 1) != 0 ? 127 : -127;
-    x[i] = static_cast<int8_t>(min(127, max(-127, v)));
+    v = min(127, max(-127, v));
+    if (four_bits && i / kBlock % 8 != 7) {
+      const int exponent = 3 + static_cast<int>(Hash(seed + i / kBlock) & 1);
+      v = min(7, max(-7, __float2int_rn(ldexpf(static_cast<float>(v), -exponent)))) * (1 << exponent);
+    }
+    x[i] = static_cast<int8_t>(v);
   }
 }
 

@@ -22,19 +22,33 @@ const std::vector<GemmShape> kShapes = {
 std::vector<WorkItem> ItemsOf(const WorkSplit& split, int worker) {
   std::vector<WorkItem> items;
   WorkItem item;
-  for (Schedule schedule(split, worker); schedule.Next(split, &item);) items.push_back(item);
+  for (Schedule schedule(split, worker); schedule.Next(split, worker, &item);) items.push_back(item);
   return items;
+}
+
+TEST(GemmPlanTest, QuotientsAreExact) {
+  for (int value : {1, 2, 3, 5, 7, 31, 64, 66, 132, 133, 224, 641, 896, 3584, 65535}) {
+    const Divisor divisor(value);
+    const int64_t most = std::min<int64_t>((int64_t{1} << 32) / value - 1, INT32_MAX);
+    for (int64_t multiple : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{1000}, most / value - 1, most / value}) {
+      for (int64_t n : {multiple * value - 1, multiple * value, multiple * value + 1}) {
+        if (n < 0 || n > most) continue;
+        ASSERT_EQ(divisor.Quotient(static_cast<int>(n)), n / value) << n << " / " << value;
+      }
+    }
+  }
 }
 
 TEST(GemmPlanTest, PartsAreContiguousAndDifferByAtMostOne) {
   for (int count : {1, 2, 7, 64, 131, 132, 133, 1000}) {
     for (int parts = 1; parts <= count && parts <= 140; ++parts) {
-      EXPECT_EQ(PartBegin(count, parts, 0), 0);
-      EXPECT_EQ(PartBegin(count, parts, parts), count);
+      const Parts cut(count, parts);
+      EXPECT_EQ(cut.Begin(0), 0);
+      EXPECT_EQ(cut.Begin(parts), count);
       for (int i = 0; i < parts; ++i) {
-        const int begin = PartBegin(count, parts, i), end = PartBegin(count, parts, i + 1);
+        const int begin = cut.Begin(i), end = cut.Begin(i + 1);
         ASSERT_TRUE(end - begin == count / parts || end - begin == count / parts + 1) << count << " " << parts;
-        for (int at : {begin, end - 1}) ASSERT_EQ(PartOf(count, parts, at), i) << at << " of " << count;
+        for (int at : {begin, end - 1}) ASSERT_EQ(cut.Of(at), i) << at << " of " << count;
       }
     }
   }
@@ -91,9 +105,8 @@ TEST(GemmPlanTest, WorkersOfASharedTileAreNeighboursAndOpenOneTileEach) {
         ASSERT_LE(continued, 1);
       }
       for (const auto& [tile, workers] : sharers) {
-        const int stream = split.stream_steps();
-        ASSERT_EQ(PartOf(stream, split.workers, tile * split.steps), *workers.begin());
-        ASSERT_EQ(PartOf(stream, split.workers, (tile + 1) * split.steps - 1), *workers.rbegin());
+        ASSERT_EQ(split.parts.Of(tile * split.steps), *workers.begin());
+        ASSERT_EQ(split.parts.Of((tile + 1) * split.steps - 1), *workers.rbegin());
         ASSERT_EQ(*workers.rbegin() - *workers.begin() + 1, static_cast<int>(workers.size()));
         ASSERT_GT(plan.PartialBytes(), 0);
       }
