@@ -54,8 +54,9 @@ __device__ __forceinline__ void ScaleSums(const int32_t* sums, float2 token_scal
 
 // Writes the sums of 64 rows × `tokens` tokens, all threads of a warpgroup together, kStaged tokens at a time: whole lines
 // of the output come together in `staging`, shared memory of this warpgroup. `channel` and `token` are the first ones,
-// `row_in_vectors` the first row's place in the vectors.
-template <int kTokens, int kStaged>
+// `row_in_vectors` the first row's place in the vectors. Unrolled for the sums' sake, so each kind of output has its own
+// code: jumping over another's would miss the instruction cache in every step.
+template <GemmOutput kOutput, int kTokens, int kStaged>
 __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* sums, const Vectors& vectors,
                                            int row_in_vectors, int channel, int token, int tokens, uint32_t staging,
                                            int warpgroup, int thread) {
@@ -76,7 +77,7 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
         ScaleSums(sums + (t16 / 8 + h) * 4, *reinterpret_cast<const float2*>(vectors.token_scale + t),
                   *reinterpret_cast<const int2*>(vectors.code_sum + t), channel_scale, bias, has_bias, y[h]);
       }
-      if (p.output == GemmOutput::kBF16) {
+      if constexpr (kOutput == GemmOutput::kBF16) {
         // Two 8 × 8 matrices of tokens × two of channels, transposed on the way. A token's eight pieces of 16 bytes are
         // permuted so that neither side meets bank conflicts.
         const int to_token = (lane >> 4) * 8 + (lane & 7), to_piece = 2 * warp + ((lane >> 3) & 1);
@@ -84,7 +85,7 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
                          staging + (t16 - begin + to_token) * 128 + (to_piece ^ (to_token & 7)) * 16),
                      "r"(PackBF16(y[0][0], y[0][1])), "r"(PackBF16(y[0][2], y[0][3])), "r"(PackBF16(y[1][0], y[1][1])),
                      "r"(PackBF16(y[1][2], y[1][3])));
-      } else if (p.output == GemmOutput::kSiluMul) {
+      } else if constexpr (kOutput == GemmOutput::kSiluMul) {
         const float gate[4] = {RoundBF16(y[0][0]), RoundBF16(y[0][1]), RoundBF16(y[1][0]), RoundBF16(y[1][1])};
         float silu[4];
         Silu(gate, silu);
@@ -112,7 +113,7 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
         }
       }
     }
-    if (p.output == GemmOutput::kBF16) {
+    if constexpr (kOutput == GemmOutput::kBF16) {
       WarpgroupSync(warpgroup);
       const int piece = thread % 8, column = channel + piece * 8;
 #pragma unroll
@@ -124,7 +125,7 @@ __device__ __forceinline__ void StoreBlock(const GemmParams& p, const int32_t* s
         }
       }
       WarpgroupSync(warpgroup);
-    } else if (p.output == GemmOutput::kSiluMul) {
+    } else if constexpr (kOutput == GemmOutput::kSiluMul) {
       WarpgroupSync(warpgroup);
       const int piece = thread % 4, column = channel + piece * 16;
 #pragma unroll

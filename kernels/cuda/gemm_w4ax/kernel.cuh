@@ -469,10 +469,19 @@ struct Block {
     const Vectors vectors = VectorsOf(c.warpgroup);
     const uint32_t staging =
         base + kConfig.staging_at() + (kConfig.storers() > 1 ? c.warpgroup : 0) * kConfig.staging_bytes();
+    const auto store = [&]<GemmOutput kOutput>() {
 #pragma unroll
-    for (int b = 0; b < kSums; ++b) {
-      StoreBlock<kTokens, kConfig.staged_tokens()>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock, token, tokens, staging,
-                          c.warpgroup, c.thread);
+      for (int b = 0; b < kSums; ++b) {
+        StoreBlock<kOutput, kTokens, kConfig.staged_tokens()>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock,
+                                                              token, tokens, staging, c.warpgroup, c.thread);
+      }
+    };
+    if (p.output == GemmOutput::kBF16) {
+      store.template operator()<GemmOutput::kBF16>();
+    } else if (p.output == GemmOutput::kSiluMul) {
+      store.template operator()<GemmOutput::kSiluMul>();
+    } else {
+      store.template operator()<GemmOutput::kF32>();
     }
   }
 
