@@ -34,6 +34,13 @@ __device__ __forceinline__ void LoadMatrices(uint32_t row_address, uint32_t& m0,
                : "memory");
 }
 
+// Stores four 8x8 matrices, the other way round: lane 4g + t holds elements 2t, 2t + 1 of row g of each.
+__device__ __forceinline__ void StoreMatrices(uint32_t row_address, uint32_t m0, uint32_t m1, uint32_t m2, uint32_t m3) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row_address), "r"(m0), "r"(m1),
+               "r"(m2), "r"(m3)
+               : "memory");
+}
+
 // Transposes an 8x8 matrix of 16-bit elements, a row of which lies in four consecutive lanes.
 __device__ __forceinline__ uint32_t TransposeMatrix(uint32_t a) {
   uint32_t d;
