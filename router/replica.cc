@@ -39,7 +39,7 @@ struct Replica::Incarnation {
   TimePoint next_ping{};
   uint32_t pings_in_flight = 0;
   uint64_t steps_at_ping = 0;
-  bool draining = false;
+  std::string draining = {};                 // the address of a worker that is, else empty
   CpuMeter meter = {};
   ReplicaMetrics::Cpu cpu = {};              // of this round
 };
@@ -210,7 +210,9 @@ absl::Status Replica::Serve(Incarnation* life) {
     if (now >= life->next_ping) SendPings(life);
     life->meter.Charge(&life->cpu.other_seconds);
     metrics_->Count(std::exchange(life->cpu, {}));
-    if (life->draining && life->scheduler.idle()) return absl::UnavailableError("a worker is draining");
+    if (!life->draining.empty() && life->scheduler.idle()) {
+      return absl::UnavailableError(absl::StrCat("worker ", life->draining, ": is draining"));
+    }
   }
 }
 
@@ -225,7 +227,10 @@ absl::Status Replica::Handle(Message* message, Incarnation* life) {
     life->scheduler.Cancel(cancel->sequence_id);
   } else if (auto* done = std::get_if<StepDone>(message)) {
     if (done->epoch != life->epoch) return absl::OkStatus();
-    if (life->flights.empty()) return absl::InternalError("a worker answered a step that was not sent");
+    if (life->flights.empty()) {
+      return absl::InternalError(
+          absl::StrCat("the workers answered step ", done->result.step(), ", and none was on its way"));
+    }
     const TimePoint now = Clock::now();
     life->meter.Charge(&life->cpu.other_seconds);
     NIBBLE_RETURN_IF_ERROR(life->scheduler.Commit(done->result, now, &events_));
@@ -250,9 +255,9 @@ absl::Status Replica::Handle(Message* message, Incarnation* life) {
     if (pong->instance != life->instances[pong->rank]) {
       return absl::UnavailableError(absl::StrCat("worker ", group_.addresses()[pong->rank], ": was restarted"));
     }
-    if (pong->draining && !life->draining) {
-      LogInfo("worker drains replica={} worker={}", options_.index, group_.addresses()[pong->rank]);
-      life->draining = true;
+    if (pong->draining && life->draining.empty()) {
+      life->draining = group_.addresses()[pong->rank];
+      LogInfo("worker drains replica={} worker={}", options_.index, life->draining);
       inbox_->Close();
       SetState(ReplicaState::kReady, false);
     }

@@ -105,6 +105,10 @@ absl::StatusOr<GroupCapacity> WorkerGroup::Join(uint64_t epoch, const std::vecto
   GroupCapacity capacity{.num_pages = responses[0].num_pages(), .page_tokens = responses[0].page_tokens()};
   for (size_t rank = 0; rank < responses.size(); ++rank) {
     const v1::JoinResponse& response = responses[rank];
+    if (response.num_pages() == 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("worker ", addresses_[rank], ": num_pages is 0, must be more: its KV memory holds no page"));
+    }
     capacity.num_pages = std::min(capacity.num_pages, response.num_pages());
     capacity.kv_page_bytes += response.kv_page_bytes();
     if (response.page_tokens() != capacity.page_tokens || response.page_tokens() == 0) {
@@ -113,7 +117,6 @@ absl::StatusOr<GroupCapacity> WorkerGroup::Join(uint64_t epoch, const std::vecto
                                                         capacity.page_tokens, ") and more than 0"));
     }
   }
-  if (capacity.num_pages == 0) return absl::FailedPreconditionError("a worker has no KV pages (num_pages is 0)");
   return capacity;
 }
 

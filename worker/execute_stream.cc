@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/rpc/status.h"
 
@@ -103,7 +104,8 @@ bool ExecuteStream::Write(v1::StepResult result) {
     if (results_.size() < kMaxUnsentResults) {
       results_.push_back(std::move(result));
     } else {
-      end_ = absl::ResourceExhaustedError("the router does not read its results");
+      end_ = absl::ResourceExhaustedError(absl::StrCat("the router does not read: ", results_.size(),
+                                                       " results are unsent, the limit is ", kMaxUnsentResults));
     }
   }
   Pump();
