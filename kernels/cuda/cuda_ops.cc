@@ -127,7 +127,7 @@ class CudaOps final : public Ops {
   }
   void DoAddNormQuantize(const AddNormQuantizeArgs& args) override {
     Bind();
-    cuda::AddNormQuantize(device_, args, PlanOf(*args.coding, args.out->rows, args.residual.dtype));
+    cuda::AddNormQuantize(device_, args, PlanOf(*args.coding, args.out->rows, args.residual.dtype, /*norm=*/true));
   }
   void DoQuantize(const QuantizeArgs& args) override {
     Bind();
@@ -203,14 +203,15 @@ class CudaOps final : public Ops {
     NIBBLE_CHECK(status.ok(), status.ToString());
   }
 
-  RowPlan PlanOf(const InputCoding& coding, int64_t rows, DType dtype) const {
+  RowPlan PlanOf(const InputCoding& coding, int64_t rows, DType dtype, bool norm = false) const {
     const auto plan = cuda::PlanRow({.rows = rows,
                                      .k = coding.k,
                                      .dtype = dtype,
+                                     .norm = norm,
                                      .quantized = coding.quantized,
-                                     .hadamard = coding.hadamard > 1,
+                                     .hadamard = coding.hadamard,
                                      .perm = coding.perm != nullptr},
-                                    device_.shared_bytes, device_.multiprocessors);
+                                    device_.capability, device_.shared_bytes, device_.multiprocessors);
     NIBBLE_CHECK(plan.ok(), plan.status().ToString());
     return *plan;
   }

@@ -30,110 +30,154 @@ inline RowCoding MakeRowCoding(const InputCoding& coding, const LinearInput& out
 // Division of a row's values by its scale. With r = 1/s rounded, x·r corrected by one residual is the correctly rounded
 // quotient (Markstein, IBM J. Res. Dev. 34, 1990) as long as nothing under- or overflows. Scales so small or large that
 // something might, infinite ones and NaN take the plain way, where values may also exceed what a code can hold.
+//
+// A bf16 needs two operations, x · inverse + x · rest with the first product exact: that is the quotient too, but for
+// eleven pairs of mantissas (all pairs were tried). In one of them, of the scale that is nearest to the next power of
+// two, it matters to a code; that scale is plain.
 struct RowScale {
-  float scale, inverse;
+  float scale, inverse, rest;
   bool plain;
 };
 __device__ __forceinline__ RowScale MakeRowScale(float scale) {
-  return {scale, __frcp_rn(scale), !(scale > 0x1p-60f && scale < 0x1p60f)};
+  const float inverse = __frcp_rn(scale);
+  const bool plain = !(scale > 0x1p-60f && scale < 0x1p60f) || (__float_as_uint(scale) & 0x7fffff) == 0x7fffff;
+  return {scale, inverse, __fmaf_rn(-scale, inverse, 1.0f) * inverse, plain};
+}
+__device__ __forceinline__ float Quotient(float x, float divisor, float inverse) {
+  const float quotient = x * inverse;
+  return __fmaf_rn(__fmaf_rn(-quotient, divisor, x), inverse, quotient);
 }
 
-// One block, spread over 16 / kOctets neighbouring threads of a warp (named by mask): this thread holds `kOctets`
-// octets, 16 / kOctets apart. amax: the block's largest magnitude. Fills packed codes, returns the exponent.
-//
-// Adding 1.5 · 2^23 rounds to the nearest even integer and leaves it in the low byte. In a 4-bit block, values are
-// divided by scale · 2^(e-1), the unit of the finer candidate, so both squared errors are exact multiples of the
-// specification's and compare alike.
-template <int kOctets, bool kPlain>
-__device__ __forceinline__ int CodeBlockBy(uint32_t mask, const float (&x)[kOctets][kOctet], float amax, int bits,
-                                         const RowScale& row, uint2 (&codes)[kOctets]) {
-  constexpr float kRound = 12582912.0f;
-  const auto pack = [](const float (&rounded)[kOctet]) {
-    const auto four = [&](int i) {
-      const uint32_t low = __byte_perm(__float_as_uint(rounded[i]), __float_as_uint(rounded[i + 1]), 0x0040);
-      const uint32_t high = __byte_perm(__float_as_uint(rounded[i + 2]), __float_as_uint(rounded[i + 3]), 0x0040);
-      return __byte_perm(low, high, 0x5410);
-    };
-    return make_uint2(four(0), four(4));
-  };
-  // x / (scale · 2^shift); NaN becomes -limit, as in the specification's clamp.
-  const auto divide = [&](float value, float unit, float inverse, float power, float limit) {
-    if constexpr (kPlain) {
-      const float u = __fdiv_rn(value, row.scale) * power;
-      return u == u ? u : -limit;
-    }
-    const float quotient = value * inverse;
-    return __fmaf_rn(__fmaf_rn(-quotient, unit, value), inverse, quotient);
-  };
+__device__ __forceinline__ float PowerOfTwo(int e) { return __int_as_float((127 + e) << 23); }
 
+// Adding 1.5 · 2^23 rounds to the nearest even integer and leaves it in the low byte.
+inline constexpr float kRoundToInteger = 12582912.0f;
+
+// Eight rounded values as packed bytes.
+__device__ __forceinline__ uint2 PackRounded(const float (&rounded)[kOctet]) {
+  const auto four = [&](int i) {
+    const uint32_t low = __byte_perm(__float_as_uint(rounded[i]), __float_as_uint(rounded[i + 1]), 0x0040);
+    const uint32_t high = __byte_perm(__float_as_uint(rounded[i + 2]), __float_as_uint(rounded[i + 3]), 0x0040);
+    return __byte_perm(low, high, 0x5410);
+  };
+  return make_uint2(four(0), four(4));
+}
+
+// The smallest e with u_max <= 7 · 2^e, at most 4; u_max is a number.
+__device__ __forceinline__ int CoarseExponent(float u_max) {
+  constexpr int kSeven = 0x40e00000;  // bits of 7.0f: a larger float has larger bits, and 2^23 more where it is doubled
+  return min(max((__float_as_int(u_max) - kSeven + 0x7fffff) >> 23, 0), 4);
+}
+
+// Blocks of 128, each spread over 16 / kOctets neighbouring threads of a warp, all of whose threads call this together:
+// this thread holds `kOctets` octets, 16 / kOctets apart; values(o, x) gives the o-th. amax: the block's largest
+// magnitude. Not for a plain row. Fills packed codes, returns the exponent.
+//
+// In a 4-bit block, values are divided by scale · 2^(e-1), the unit of the finer candidate, so both squared errors are
+// exact multiples of the specification's and compare alike.
+template <int kOctets, typename Values>
+__device__ __forceinline__ int CodeBlock(const Values& values, float amax, int bits, const RowScale& row,
+                                         uint2 (&codes)[kOctets]) {
+  int coarse = 0, fine = 0;
+  uint2 coarse_codes[kOctets];
+  float fine_error[kOctets] = {}, coarse_error[kOctets] = {};
   if (bits == 8) {
 #pragma unroll
     for (int o = 0; o < kOctets; ++o) {
-      float rounded[kOctet];
+      float x[kOctet];
+      values(o, x);
+#pragma unroll
+      for (float& value : x) value = Quotient(value, row.scale, row.inverse) + kRoundToInteger;
+      codes[o] = PackRounded(x);
+    }
+  } else {
+    coarse = CoarseExponent(Quotient(amax, row.scale, row.inverse));
+    fine = max(coarse - 1, 0);
+    const float unit = row.scale * PowerOfTwo(fine), inverse = row.inverse * PowerOfTwo(-fine);
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      float x[kOctet], fine_rounded[kOctet], coarse_rounded[kOctet];
+      values(o, x);
 #pragma unroll
       for (int i = 0; i < kOctet; ++i) {
-        float u = divide(x[o][i], row.scale, row.inverse, 1.0f, 127.0f);
-        if constexpr (kPlain) u = fminf(fmaxf(u, -127.0f), 127.0f);
-        rounded[i] = u + kRound;
+        const float v = Quotient(x[i], unit, inverse);
+        fine_rounded[i] = fminf(fmaxf(v, -7.0f), 7.0f) + kRoundToInteger;
+        const float fine_difference = v - (fine_rounded[i] - kRoundToInteger);
+        fine_error[o] = __fmaf_rn(fine_difference, fine_difference, fine_error[o]);
+        // |v| <= 14 up to a rounding, so the coarser candidate saturates by itself.
+        coarse_rounded[i] = __fmaf_rn(v, 0.5f, kRoundToInteger);
+        const float coarse_difference = __fmaf_rn(-2.0f, coarse_rounded[i] - kRoundToInteger, v);
+        coarse_error[o] = __fmaf_rn(coarse_difference, coarse_difference, coarse_error[o]);
       }
-      codes[o] = pack(rounded);
-    }
-    return 0;
-  }
-
-  const float u_max = __fdiv_rn(amax, row.scale);
-  const int coarse = (u_max > 7.0f) + (u_max > 14.0f) + (u_max > 28.0f) + (u_max > 56.0f);
-  const int fine = max(coarse - 1, 0);
-  const float power = __int_as_float((127 - fine) << 23);  // 2^-fine
-  const float inverse = row.inverse * power, unit = row.scale * __int_as_float((127 + fine) << 23);
-  uint2 fine_codes[kOctets], coarse_codes[kOctets];
-  float fine_error[kOctets], coarse_error[kOctets];
-#pragma unroll
-  for (int o = 0; o < kOctets; ++o) {
-    float fine_rounded[kOctet], coarse_rounded[kOctet];
-    fine_error[o] = coarse_error[o] = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
-      const float v = divide(x[o][i], unit, inverse, power, 7.0f);
-      fine_rounded[i] = fminf(fmaxf(v, -7.0f), 7.0f) + kRound;
-      const float fine_difference = v - (fine_rounded[i] - kRound);
-      fine_error[o] = __fmaf_rn(fine_difference, fine_difference, fine_error[o]);
-      // |v| <= 14 up to a rounding, so the coarser candidate saturates by itself.
-      float half = v * 0.5f;
-      if constexpr (kPlain) half = fminf(fmaxf(half, -7.0f), 7.0f);
-      coarse_rounded[i] = half + kRound;
-      const float coarse_difference = __fmaf_rn(-2.0f, coarse_rounded[i] - kRound, v);
-      coarse_error[o] = __fmaf_rn(coarse_difference, coarse_difference, coarse_error[o]);
-    }
-    fine_codes[o] = pack(fine_rounded);
-    coarse_codes[o] = pack(coarse_rounded);
-  }
-  // The tree's first steps are between octets of this thread.
-#pragma unroll
-  for (int distance = kOctets / 2; distance > 0; distance /= 2) {
-#pragma unroll
-    for (int o = 0; o < distance; ++o) {
-      fine_error[o] += fine_error[o + distance];
-      coarse_error[o] += coarse_error[o + distance];
+      codes[o] = PackRounded(fine_rounded);
+      coarse_codes[o] = PackRounded(coarse_rounded);
     }
   }
   constexpr int kThreads = kBlockOctets / kOctets;
-  const bool finer = TreeSum<kThreads>(mask, fine_error[0]) < TreeSum<kThreads>(mask, coarse_error[0]) || coarse == 0;
-  const int exponent = finer ? fine : coarse;
+  const float finer = TreeSum<kThreads>(TreeSumOfOctets(fine_error));
+  const float coarser = TreeSum<kThreads>(TreeSumOfOctets(coarse_error));
+  if (coarse == 0) return 0;
+  const int exponent = finer < coarser ? fine : coarse;
   const uint32_t kept = (0xffu >> exponent) * 0x01010101u;  // bits of a byte that the shift does not push out of it
 #pragma unroll
   for (int o = 0; o < kOctets; ++o) {
-    const uint2 chosen = finer ? fine_codes[o] : coarse_codes[o];
+    const uint2 chosen = finer < coarser ? codes[o] : coarse_codes[o];
     codes[o] = make_uint2((chosen.x & kept) << exponent, (chosen.y & kept) << exponent);
   }
   return exponent;
 }
 
-template <int kOctets>
-__device__ __forceinline__ int CodeBlock(uint32_t mask, const float (&x)[kOctets][kOctet], float amax, int bits,
-                                         const RowScale& row, uint2 (&codes)[kOctets]) {
-  return row.plain ? CodeBlockBy<kOctets, true>(mask, x, amax, bits, row, codes)
-                   : CodeBlockBy<kOctets, false>(mask, x, amax, bits, row, codes);
+// The same for a plain row, as the specification reads; take(o, codes) gets the o-th octet's.
+template <int kOctets, typename Values, typename Take>
+__device__ __forceinline__ int CodePlainBlock(const Values& values, float amax, int bits, const RowScale& row,
+                                              const Take& take) {
+  // round(x / scale / 2^e) within ±limit; NaN becomes -limit.
+  const auto rounded = [](float u, int e, float limit) {
+    const float v = u * PowerOfTwo(-e);
+    return fminf(fmaxf(v == v ? v : -limit, -limit), limit) + kRoundToInteger;
+  };
+  const float u_max = __fdiv_rn(amax, row.scale);
+  int coarse = 0;  // stays 0 for NaN
+  if (bits == 4) coarse = (u_max > 7.0f) + (u_max > 14.0f) + (u_max > 28.0f) + (u_max > 56.0f);
+  const int fine = max(coarse - 1, 0);
+  float fine_error[kOctets] = {}, coarse_error[kOctets] = {};
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    float x[kOctet];
+    values(o, x);
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) {
+      const float u = __fdiv_rn(x[i], row.scale);
+      const float f = u - (rounded(u, fine, 7.0f) - kRoundToInteger) * PowerOfTwo(fine);
+      const float c = u - (rounded(u, coarse, 7.0f) - kRoundToInteger) * PowerOfTwo(coarse);
+      fine_error[o] = __fmaf_rn(f, f, fine_error[o]);
+      coarse_error[o] = __fmaf_rn(c, c, coarse_error[o]);
+    }
+  }
+  constexpr int kThreads = kBlockOctets / kOctets;
+  const float finer = TreeSum<kThreads>(TreeSumOfOctets(fine_error));
+  const float coarser = TreeSum<kThreads>(TreeSumOfOctets(coarse_error));
+  const int exponent = finer < coarser ? fine : coarse;
+  const uint32_t kept = (0xffu >> exponent) * 0x01010101u;
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) {
+    float x[kOctet];
+    values(o, x);
+#pragma unroll
+    for (float& value : x) value = rounded(__fdiv_rn(value, row.scale), exponent, bits == 8 ? 127.0f : 7.0f);
+    const uint2 codes = PackRounded(x);
+    take(o, make_uint2((codes.x & kept) << exponent, (codes.y & kept) << exponent));
+  }
+  return exponent;
+}
+
+// The codes of eight bf16 of an 8-bit block, for a row that is not plain.
+__device__ __forceinline__ uint2 CodeWideOctet(const uint4& x, const RowScale& row) {
+  float values[kOctet];
+  Unpack(x, values);
+#pragma unroll
+  for (float& value : values) value = __fmaf_rn(value, row.inverse, value * row.rest) + kRoundToInteger;
+  return PackRounded(values);
 }
 
 __device__ __forceinline__ int SumOfCodes(uint2 codes) {

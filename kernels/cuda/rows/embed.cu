@@ -14,6 +14,24 @@ __global__ void EmbedRows(const int32_t* token_ids, const int32_t* slot_tokens, 
   if (id < 0) id = slot_tokens[~id];
   if (id < 0 || id >= vocab) __trap();
   const int h = static_cast<int>(out.cols);
+  if (whole && out.dtype == DType::kBF16) {
+    constexpr int kTogether = 4;  // loads of a thread before its first store
+    const int octets = h / kOctet, threads = static_cast<int>(blockDim.x);
+    const uint4* const from = reinterpret_cast<const uint4*>(table + id * h);
+    uint4* const to = static_cast<uint4*>(RowPointer(out, blockIdx.x));
+    for (int first = static_cast<int>(threadIdx.x); first < octets; first += kTogether * threads) {
+      uint4 x[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i * threads < octets) x[i] = from[first + i * threads];
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i * threads < octets) to[first + i * threads] = x[i];
+      }
+    }
+    return;
+  }
   const RowSpan from = {const_cast<uint16_t*>(table + id * h), DType::kBF16, whole};
   const RowSpan to = RowAt(out, blockIdx.x, 0, whole);
   for (int begin = static_cast<int>(threadIdx.x) * kOctet; begin < h; begin += static_cast<int>(blockDim.x) * kOctet) {

@@ -37,8 +37,8 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
   extern __shared__ __align__(16) float x[];
   __shared__ RowResult result;
   const int blocks = (k + kBlockChannels - 1) / kBlockChannels, octets = blocks * kBlockOctets;
+  const int warp_octets = (octets + 31) / 32 * 32;  // loops that exchange values run with whole warps
   BlockState* const states = reinterpret_cast<BlockState*>(x + blocks * (kBlockChannels + (kHadamard ? kPadFloats : 0)));
-  const uint32_t half_warp = LaneMask<kBlockOctets>();
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   GridDependencyLaunch();
@@ -46,16 +46,17 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
   const int64_t row = blockIdx.x;
   int64_t source_row = row;
   if constexpr (Source::kNorm) source_row = source.Row(row);
-  for (int o = thread; o < octets; o += threads) {
-    float v[kOctet];
-    source.Load(source_row, o * kOctet, v);
+  for (int o = thread; o < warp_octets; o += threads) {
+    float v[kOctet] = {};
+    if (o < octets) source.Load(source_row, o * kOctet, v);
     if constexpr (Source::kNorm) {
-      const float squares = TreeSum<kBlockOctets>(half_warp, SquareChain(v));
-      if (o % kBlockOctets == 0) states[o / kBlockOctets].squares = squares;
+      const float squares = TreeSum<kBlockOctets>(SquareChain(v));
+      if (o < octets && o % kBlockOctets == 0) states[o / kBlockOctets].squares = squares;
       source.Weigh(o * kOctet, v);
     } else if constexpr (kHadamard) {
       OctetButterflies(v, coding.hadamard);
     }
+    if (o >= octets) continue;
     float4* to = reinterpret_cast<float4*>(x + (kHadamard ? Padded(o * kOctet) : o * kOctet));
     to[0] = make_float4(v[0], v[1], v[2], v[3]);
     to[1] = make_float4(v[4], v[5], v[6], v[7]);
@@ -97,13 +98,25 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
     return;
   }
 
-  for (int o = thread; o < octets; o += threads) {
-    float v[kOctet];
-    GatherOctet<kHadamard>(x, coding.perm, o * kOctet, k, v);
-    const float magnitude = TreeMaxMagnitude<kBlockOctets>(half_warp, MaxMagnitude(v));
-    if (o % kBlockOctets == 0) {
-      states[o / kBlockOctets].magnitude = magnitude;
-      states[o / kBlockOctets].bits = coding.block_bits[o / kBlockOctets];
+  // Eight neighbouring threads take a block: thread q its octets q and q + 8.
+  constexpr int kUnitOctets = 2, kUnitThreads = kBlockOctets / kUnitOctets, kStep = kUnitThreads * kOctet;
+  const int units = blocks * kUnitThreads, warp_units = (units + 31) / 32 * 32;
+  const auto gather = [&](int unit, int o, float(&v)[kOctet]) {
+    const int begin = unit / kUnitThreads * kBlockChannels + unit % kUnitThreads * kOctet + o * kStep;
+    GatherOctet<kHadamard>(x, coding.perm, begin, k, v);
+  };
+  for (int u = thread; u < warp_units; u += threads) {
+    uint32_t magnitude = 0;
+    if (u < units) {
+      float low[kOctet], high[kOctet];
+      gather(u, 0, low);
+      gather(u, 1, high);
+      magnitude = __float_as_uint(MaxMagnitude(MaxMagnitude(low), MaxMagnitude(high)));
+    }
+    magnitude = TreeMax<kUnitThreads>(magnitude);
+    if (u < units && u % kUnitThreads == 0) {
+      states[u / kUnitThreads].magnitude = magnitude;
+      states[u / kUnitThreads].bits = coding.block_bits[u / kUnitThreads];
     }
   }
   __syncthreads();
@@ -115,21 +128,29 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
 
   const RowScale scale = result.scale;
   int sum = 0;
-  for (int o = thread; o < octets; o += threads) {
-    const int b = o / kBlockOctets;
-    uint2 codes[1] = {};
+  for (int u = thread; u < warp_units; u += threads) {
+    const int b = min(u, units - 1) / kUnitThreads;
+    uint2 codes[kUnitOctets] = {};
     int exponent = 0;
     if (scale.scale != 0.0f) {
-      float v[1][kOctet];
-      GatherOctet<kHadamard>(x, coding.perm, o * kOctet, k, v[0]);
+      const auto values = [&](int o, float(&v)[kOctet]) {
+        gather(min(u, units - 1), o, v);
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) v[0][i] *= multiplier;
-      exponent =
-          CodeBlock<1>(half_warp, v, states[b].magnitude * multiplier, states[b].bits, scale, codes);
+        for (float& value : v) value *= multiplier;
+      };
+      const auto take = [&](int o, const uint2& octet) { codes[o] = octet; };
+      const float amax = __uint_as_float(states[b].magnitude) * multiplier;
+      exponent = scale.plain ? CodePlainBlock<kUnitOctets>(values, amax, states[b].bits, scale, take)
+                             : CodeBlock<kUnitOctets>(values, amax, states[b].bits, scale, codes);
     }
-    *reinterpret_cast<uint2*>(coding.codes + row * k + o * kOctet) = codes[0];
-    sum += SumOfCodes(codes[0]);
-    if (coding.exponents != nullptr && o % kBlockOctets == 0) {
+    if (u >= units) continue;
+    int8_t* const to = coding.codes + row * k + b * kBlockChannels + u % kUnitThreads * kOctet;
+#pragma unroll
+    for (int o = 0; o < kUnitOctets; ++o) {
+      *reinterpret_cast<uint2*>(to + o * kStep) = codes[o];
+      sum += SumOfCodes(codes[o]);
+    }
+    if (coding.exponents != nullptr && u % kUnitThreads == 0) {
       coding.exponents[row * blocks + b] = static_cast<uint8_t>(exponent);
     }
   }

@@ -91,14 +91,16 @@ __device__ __forceinline__ float MaxMagnitude(const float x[kOctet]) {
   return m;
 }
 
-// The same of octets of bf16.
-__device__ __forceinline__ float MaxMagnitude(const uint4 (&octets)[2]) {
-  const auto magnitudes = [](uint32_t pair) { return __habs2(reinterpret_cast<const __nv_bfloat162&>(pair)); };
-  __nv_bfloat162 m = magnitudes(octets[0].x);
-  for (uint32_t pair : {octets[0].y, octets[0].z, octets[0].w, octets[1].x, octets[1].y, octets[1].z, octets[1].w}) {
-    m = __hmax2_nan(m, magnitudes(pair));
+// The same of octets of bf16: magnitudes of two, compared as integers of 16 bits, are in order, and NaN is the largest.
+template <int kOctets>
+__device__ __forceinline__ float MaxMagnitude(const uint4 (&octets)[kOctets]) {
+  uint32_t most = 0;
+#pragma unroll
+  for (const uint4& octet : octets) {
+    most = __vimax3_u16x2(most, octet.x & 0x7fff7fffu, octet.y & 0x7fff7fffu);
+    most = __vimax3_u16x2(most, octet.z & 0x7fff7fffu, octet.w & 0x7fff7fffu);
   }
-  return MaxMagnitude(__low2float(m), __high2float(m));
+  return LowBF16(max(most & 0xffff, most >> 16));
 }
 
 // One lane's part of Σ x² of a block: its octet in order, from zero.
@@ -110,24 +112,31 @@ __device__ __forceinline__ float SquareChain(const float x[kOctet]) {
 }
 
 // The sixteen lanes of a block's sum, or those of them that are left, joined by the specification's tree: i + 8, + 4,
-// + 2, + 1. The lanes are `kLanes` neighbouring threads of a warp, named by mask; every one gets the result.
+// + 2, + 1. The lanes are `kLanes` neighbouring threads; every one gets the result. All threads of a warp together.
 template <int kLanes>
-__device__ __forceinline__ float TreeSum(uint32_t mask, float x) {
+__device__ __forceinline__ float TreeSum(float x) {
 #pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(mask, x, distance);
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(~0u, x, distance);
   return x;
 }
-template <int kLanes>
-__device__ __forceinline__ float TreeMaxMagnitude(uint32_t mask, float x) {
+// Its first steps, between kOctets lanes that one thread holds.
+template <int kOctets>
+__device__ __forceinline__ float TreeSumOfOctets(const float (&lanes)[kOctets]) {
+  float x[kOctets];
 #pragma unroll
-  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-    x = MaxMagnitude(x, __shfl_xor_sync(mask, x, distance));
+  for (int o = 0; o < kOctets; ++o) x[o] = lanes[o];
+#pragma unroll
+  for (int distance = kOctets / 2; distance > 0; distance /= 2) {
+#pragma unroll
+    for (int o = 0; o < distance; ++o) x[o] += x[o + distance];
   }
-  return x;
+  return x[0];
 }
 template <int kLanes>
-__device__ __forceinline__ uint32_t LaneMask() {
-  return (kLanes == 32 ? 0xffffffffu : (1u << kLanes % 32) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
+__device__ __forceinline__ uint32_t TreeMax(uint32_t x) {
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) x = max(x, __shfl_xor_sync(~0u, x, distance));
+  return x;
 }
 
 }  // namespace nibble::cuda

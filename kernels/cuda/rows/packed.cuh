@@ -1,88 +1,112 @@
-// Rows of bf16 whose channels stay where they are: packed in shared memory between the pass that finds a row's scale
-// and the pass that codes it, every thread reading back only what it wrote.
+// Rows that a block takes alone, too many or too long to be held in registers: they wait for their scale in shared memory,
+// as bf16 or, after a Hadamard transform, as f32. A thread reads back only what it wrote.
 #pragma once
 
 #include "kernels/cuda/ptx/launch.h"
-#include "kernels/cuda/rows/row_state.cuh"
+#include "kernels/cuda/rows/unit.cuh"
 
 namespace nibble::cuda {
 
-// Eight neighbouring threads take a block of 128: thread q its octets q and q + 8 (a unit), so that their sum is the
-// tree's first step and a warp reads and writes whole 128-byte lines. Grid: one block per output row.
 template <typename Source>
-__global__ void __maxnreg__(Source::kRegisters) CodePackedRows(const Source source, const RowCoding coding, const int k) {
-  constexpr int kHalf = kBlockChannels / 2, kThreads = kBlockOctets / 2;
-  extern __shared__ __align__(16) uint4 row_packed[];
+__global__ void __maxnreg__(Source::kHadamard ? 72 : 64) CodePackedRows(const Source source, const RowCoding coding, const int k) {
+  constexpr int kOctets = 2;
+  using Unit = Unit<Source, kOctets>;
+  extern __shared__ __align__(16) uint4 row_octets[];
+  __shared__ CodeTable table;
   __shared__ RowResult result;
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  const int blocks = k / kBlockChannels, units = blocks * kThreads;
-  BlockState* const states = reinterpret_cast<BlockState*>(row_packed + 2 * units);
-  const uint32_t mask = LaneMask<kThreads>();
-  const auto column_of = [](int unit) { return unit / kThreads * kBlockChannels + unit % kThreads * kOctet; };
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), lane = thread % 32;
+  const int blocks = k / kBlockChannels, groups = threads / Unit::kThreads, q = thread % Unit::kThreads;
+  const int first = thread / Unit::kThreads, column = first * kBlockChannels + q * kOctet;
+  const int whole = (blocks + groups - 1) / groups * groups;  // loops that exchange values run with whole warps
+  // Of every block, first its largest magnitude, then its place in the table; the sign bit says that it has 8 bits.
+  constexpr uint32_t kWide = 0x80000000;
+  constexpr int kPlanes = Unit::kF32 ? 2 : 1;  // of 16 bytes of every octet
+  uint32_t* const states = reinterpret_cast<uint32_t*>(row_octets + kPlanes * blocks * kBlockOctets);
+  const auto octet_at = [&](int block, int o, int plane) -> uint4& {
+    return row_octets[(plane * blocks + block) * kBlockOctets + q + o * Unit::kThreads];
+  };
+  const int64_t row = blockIdx.x;
 
   GridDependencyLaunch();
+  for (int b = thread; b < blocks; b += threads) states[b] = coding.block_bits[b] == 8 ? kWide : 0;
+  if (thread == 0) result.code_sum = 0;
+  __syncthreads();
   GridDependencyWait();
-  const int64_t row = blockIdx.x;
-  int64_t source_row = row;
-  if constexpr (Source::kNorm) source_row = source.Row(row);
-  for (int unit = thread; unit < units; unit += threads) {
-    const int column = column_of(unit);
-    const auto first = source.Fetch(source_row, column), second = source.Fetch(source_row, column + kHalf);
-    const uint4 packed[2] = {source.Finish(first, source_row, column),
-                             source.Finish(second, source_row, column + kHalf)};
-    row_packed[unit] = packed[0];
-    row_packed[units + unit] = packed[1];
-    BlockState state = {.bits = coding.block_bits[unit / kThreads]};
-    if constexpr (Source::kNorm) {
-      float x[kOctet], y[kOctet];
-      Unpack(packed[0], x);
-      Unpack(packed[1], y);
-      state.squares = TreeSum<kThreads>(mask, SquareChain(x) + SquareChain(y));
-      source.Weigh(column, x);
-      source.Weigh(column + kHalf, y);
-      state.magnitude = MaxMagnitude(MaxMagnitude(x), MaxMagnitude(y));
-    } else {
-      state.magnitude = MaxMagnitude(packed);
+  Unit unit;
+  typename Source::RowView from = source.View(row) + column;
+#pragma unroll 1
+  for (int block = first; block < whole; block += groups) {
+    const bool has = block < blocks;
+    unit.Take(has, 0, source, from, [&](int o) { return source.Fetch(from, o * Unit::kStep); }, NoWeights{});
+    if (has) {
+      if (q == 0) states[block] |= unit.magnitude;
+#pragma unroll
+      for (int o = 0; o < kOctets; ++o) {
+        const uint4* const words = reinterpret_cast<const uint4*>(&unit.octets[o]);
+#pragma unroll
+        for (int plane = 0; plane < kPlanes; ++plane) octet_at(block, o, plane) = words[plane];
+      }
     }
-    state.magnitude = TreeMaxMagnitude<kThreads>(mask, state.magnitude);
-    if (unit % kThreads == 0) states[unit / kThreads] = state;
+    from += groups * kBlockChannels;
   }
   __syncthreads();
   if (thread < 32) {
-    const float multiplier = MultiplierOf(source, states, blocks);
-    const RowScale scale = ScaleOfRow(states, blocks, multiplier);
-    if (thread == 0) result = {multiplier, scale, 0};
+    Maxima most;
+    bool narrow = false;
+#pragma unroll 4
+    for (int b = lane; b < blocks; b += 32) {
+      const uint32_t state = states[b];
+      most.Add(state & ~kWide, (state & kWide) != 0 ? 8 : 4);
+      narrow |= (state & kWide) == 0;
+    }
+    most.OfWarp();
+    narrow = __any_sync(~0u, narrow);
+    if (lane == 0) {
+      result.scale = ScaleOfMaxima(most.wide, most.narrow, 1.0f);
+      result.any_narrow = narrow;
+    }
   }
   __syncthreads();
 
-  const float multiplier = result.multiplier;
   const RowScale scale = result.scale;
+  const bool from_magnitudes = Unit::kF32 || scale.plain || scale.scale == 0.0f;
+  const bool by_table = !from_magnitudes && result.any_narrow;
+  if (by_table) {
+    FillTable(table, scale);
+    for (int b = thread; b < blocks; b += threads) {
+      if ((states[b] & kWide) == 0) states[b] = TableBlock(__uint_as_float(states[b]), scale).packed;
+    }
+    __syncthreads();
+  }
   int sum = 0;
-  for (int unit = thread; unit < units; unit += threads) {
-    const int column = column_of(unit), block = unit / kThreads;
-    uint2 codes[2] = {};
-    int exponent = 0;
-    if (scale.scale != 0.0f) {
-      float x[2][kOctet];
+  // Calls code(has, state, place) with every unit in turn.
+  const auto each_unit = [&](const auto& code) {
+#pragma unroll 1
+    for (int block = first; block < whole; block += groups) {
+      const bool has = block < blocks;
+      uint32_t state = kWide;
+      if (has) {
+        state = states[block];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        Unpack(row_packed[half * units + unit], x[half]);
-        if constexpr (Source::kNorm) {
-          source.Weigh(column + half * kHalf, x[half]);
+        for (int o = 0; o < kOctets; ++o) {
+          uint4* const words = reinterpret_cast<uint4*>(&unit.octets[o]);
 #pragma unroll
-          for (int i = 0; i < kOctet; ++i) x[half][i] *= multiplier;
+          for (int plane = 0; plane < kPlanes; ++plane) words[plane] = octet_at(block, o, plane);
         }
       }
-      const BlockState& state = states[block];
-      exponent = CodeBlock<2>(mask, x, state.magnitude * multiplier, state.bits, scale, codes);
+      unit.bits = (state & kWide) != 0 ? 8 : 4;
+      sum += code(has, state, UnitPlace{coding, row, k, block * kBlockChannels + q * kOctet});
     }
-    int8_t* to = coding.codes + row * k + column;
-    *reinterpret_cast<uint2*>(to) = codes[0];
-    *reinterpret_cast<uint2*>(to + kHalf) = codes[1];
-    sum += SumOfCodes(codes[0]) + SumOfCodes(codes[1]);
-    if (coding.exponents != nullptr && unit % kThreads == 0) {
-      coding.exponents[row * blocks + block] = static_cast<uint8_t>(exponent);
-    }
+  };
+  if (from_magnitudes) {
+    each_unit([&](bool has, uint32_t state, const UnitPlace& place) {
+      unit.magnitude = state & ~kWide;
+      return unit.Code(has, 1.0f, scale, place);
+    });
+  } else if constexpr (!Unit::kF32) {
+    each_unit([&](bool has, uint32_t state, const UnitPlace& place) {
+      return unit.CodeByTable(has, TableBlock(state), scale, by_table, table, place);
+    });
   }
   FinishRow(coding, row, scale.scale, sum, &result.code_sum);
 }

@@ -9,11 +9,17 @@
 
 namespace nibble::cuda {
 
-// One block per row.
 struct RowPlan {
-  // A row waits in shared memory for its scale to be known: packed as bf16, each thread's part its own (bf16 rows of
-  // whole blocks of 128, neither transformed nor permuted), or as f32, where all threads reach all channels.
-  bool packed = false;
+  // Where a row waits for its scale to be known.
+  enum class Kind : uint8_t {
+    kRegisters,  // every thread holds one unit of `octets` octets (bf16 rows of whole blocks of 128, not permuted, a
+                 // Hadamard transform inside a warp and not of a norm)
+    kPacked,     // such rows, but not of a norm, in shared memory: a thread takes unit after unit
+    kF32,        // as f32 in shared memory, where all threads reach all channels
+  };
+  Kind kind = Kind::kF32;
+  int slices = 1;            // blocks of a row; more than one are a cluster
+  int octets = 0;            // of a unit: 2 or 4
   int threads = 0;           // per block, whole warps
   int64_t shared_bytes = 0;  // dynamic
 };
@@ -23,15 +29,17 @@ struct RowShape {
   int64_t rows = 0;
   int64_t k = 0;
   DType dtype = DType::kBF16;
+  bool norm = false;
   bool quantized = false;
-  bool hadamard = false;
+  int64_t hadamard = 0;  // 0 or size
   bool perm = false;
 };
 
+// The device's compute capability (clusters exist from 90 on), shared memory of a block, multiprocessors.
 // INVALID_ARGUMENT with the limit when a row does not fit into a block's shared memory.
-absl::StatusOr<RowPlan> PlanRow(const RowShape& shape, int64_t shared_limit_bytes, int multiprocessors);
+absl::StatusOr<RowPlan> PlanRow(const RowShape& shape, int capability, int64_t shared_limit_bytes, int multiprocessors);
 
-// "packed: 256 threads, 16896 bytes".
+// "registers: 4 slices of 448 threads, 2 octets each, 1344 bytes".
 std::string ToString(const RowPlan& plan);
 
 }  // namespace nibble::cuda

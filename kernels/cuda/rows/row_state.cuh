@@ -8,7 +8,7 @@ namespace nibble::cuda {
 
 struct BlockState {
   float squares;    // Σ x² of a norm's input
-  float magnitude;  // the largest, before the row's multiplier
+  uint32_t magnitude;  // bits of the largest, before the row's multiplier
   int bits;         // 4 or 8
 };
 
@@ -16,6 +16,7 @@ struct RowResult {
   float multiplier;
   RowScale scale;
   int code_sum;
+  bool any_narrow;  // a block of 4 bits
 };
 
 // The first warp finds a row's multiplier. Sixteen lanes, lane b % 16 adds block b, then the tree.
@@ -27,21 +28,25 @@ __device__ __forceinline__ float MultiplierOf(const Source& source, const BlockS
     for (int b = static_cast<int>(threadIdx.x) % kBlockOctets; b < blocks; b += kBlockOctets) {
       squares += states[b].squares;
     }
-    return source.Multiplier(TreeSum<kBlockOctets>(~0u, squares));
+    return source.Multiplier(TreeSum<kBlockOctets>(squares));
   }
+}
+
+// The scale of a row from the largest magnitudes of its 8-bit and of its 4-bit blocks.
+__device__ __forceinline__ RowScale ScaleOfMaxima(uint32_t wide, uint32_t narrow, float multiplier) {
+  // Rounding is monotonic, so two divisions find the largest of the blocks' quotients.
+  return MakeRowScale(MaxMagnitude(__fdiv_rn(__uint_as_float(wide) * multiplier, 127.0f),
+                                   __fdiv_rn(__uint_as_float(narrow) * multiplier, 112.0f)));
 }
 
 // The first warp finds a row's scale.
 __device__ __forceinline__ RowScale ScaleOfRow(const BlockState* states, int blocks, float multiplier) {
-  float max_wide = 0.0f, max_narrow = 0.0f;
+  uint32_t wide = 0, narrow = 0;
   for (int b = static_cast<int>(threadIdx.x); b < blocks; b += 32) {
-    float& max = states[b].bits == 8 ? max_wide : max_narrow;
-    max = MaxMagnitude(max, states[b].magnitude);
+    uint32_t& most = states[b].bits == 8 ? wide : narrow;
+    most = max(most, states[b].magnitude);
   }
-  max_wide = TreeMaxMagnitude<32>(~0u, max_wide) * multiplier;
-  max_narrow = TreeMaxMagnitude<32>(~0u, max_narrow) * multiplier;
-  // Rounding is monotonic, so two divisions find the largest of the blocks' quotients.
-  return MakeRowScale(MaxMagnitude(__fdiv_rn(max_wide, 127.0f), __fdiv_rn(max_narrow, 112.0f)));
+  return ScaleOfMaxima(__reduce_max_sync(~0u, wide), __reduce_max_sync(~0u, narrow), multiplier);
 }
 
 // Adds up the threads' sums of codes and writes what there is one of per row. All threads; `sum` is zero before.

@@ -1,7 +1,8 @@
 // Where the rows to be coded come from. A source loads one octet at a time; what it loads may still have to be
 // multiplied by a number of its row (the norm's), which is known when the whole row was seen.
 //
-// Packed rows (bf16, whole blocks) are fetched, then finished: a thread's fetches are in flight before its first store.
+// Slices (bf16, whole blocks; slice.cuh) fetch all of a thread's octets of a row first, then finish them into what they
+// hold in registers until the row's scale is known: bf16, or f32 that the row's number multiplies.
 #pragma once
 
 #include "kernels/cuda/math.cuh"
@@ -9,32 +10,41 @@
 
 namespace nibble::cuda {
 
+struct NoWeights {};
+
 // Rows as they are.
 struct PlainSource {
-  static constexpr bool kNorm = false;
-  static constexpr int kRegisters = 56;  // of packed rows: as few as need no spills
-  struct Fetched {
-    uint4 x;
-  };
+  static constexpr bool kNorm = false, kHadamard = false;
+  using RowView = const uint16_t*;
+  using Fetched = uint4;
 
   Rows in;
   bool whole;
-
 
   __device__ __forceinline__ void Load(int64_t row, int begin, float x[kOctet]) const {
     LoadOctet(RowAt(in, row, 0, whole), begin, static_cast<int>(in.cols), x);
   }
 
-  __device__ __forceinline__ Fetched Fetch(int64_t row, int begin) const {
-    return {*reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(in.data) + row * in.cols + begin)};
+  __device__ __forceinline__ RowView View(int64_t row) const {
+    return static_cast<const uint16_t*>(in.data) + row * in.cols;
   }
-  __device__ __forceinline__ uint4 Finish(const Fetched& fetched, int64_t, int) const { return fetched.x; }
+  __device__ __forceinline__ Fetched Fetch(const RowView& row, int begin) const {
+    return __ldcs(reinterpret_cast<const uint4*>(row + begin));
+  }
+  template <int kOctets>
+  __device__ __forceinline__ void Finish(const Fetched (&fetched)[kOctets], uint4* out) const {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) out[o] = fetched[o];
+  }
 };
 
 // residual += delta; a row is then residual · weight, times 1 / sqrt(mean(residual²) + eps).
 struct NormSource {
-  static constexpr bool kNorm = true;
-  static constexpr int kRegisters = 48;
+  static constexpr bool kNorm = true, kHadamard = false;
+  struct RowView {
+    uint16_t* residual;
+    const uint16_t* delta;  // or null
+  };
   struct Fetched {
     uint4 residual, delta;
   };
@@ -84,51 +94,99 @@ struct NormSource {
     }
   }
 
-  __device__ __forceinline__ Fetched Fetch(int64_t row, int begin) const {
-    const int64_t at = row * residual.cols + begin;
+  __device__ __forceinline__ RowView View(int64_t row) const {
+    const int64_t at = Row(row) * residual.cols;
+    return {static_cast<uint16_t*>(residual.data) + at,
+            delta.data == nullptr ? nullptr : static_cast<const uint16_t*>(delta.data) + at};
+  }
+  __device__ __forceinline__ uint4 FetchWeights(int begin) const {
+    return __ldg(reinterpret_cast<const uint4*>(weight + begin));
+  }
+  __device__ __forceinline__ Fetched Fetch(const RowView& row, int begin) const {
     Fetched fetched;
-    fetched.residual = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(residual.data) + at);
-    if (delta.data != nullptr) {
-      fetched.delta = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(delta.data) + at);
-    }
+    fetched.residual = __ldcs(reinterpret_cast<const uint4*>(row.residual + begin));
+    if (row.delta != nullptr) fetched.delta = __ldcs(reinterpret_cast<const uint4*>(row.delta + begin));
     return fetched;
   }
-  __device__ __forceinline__ uint4 Finish(const Fetched& fetched, int64_t row, int begin) const {
-    if (delta.data == nullptr) return fetched.residual;
-    float x[kOctet], y[kOctet];
+  // Stores the sum, weighs it, and returns the octet's part of its squares.
+  __device__ __forceinline__ float Finish(const Fetched& fetched, const uint4& weights, const RowView& row, int begin,
+                                          float (&x)[kOctet]) const {
     Unpack(fetched.residual, x);
-    Unpack(fetched.delta, y);
+    if (row.delta != nullptr) {
+      float y[kOctet];
+      Unpack(fetched.delta, y);
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] += y[i];
-    const uint4 sum = Pack(x);
-    *reinterpret_cast<uint4*>(static_cast<uint16_t*>(residual.data) + row * residual.cols + begin) = sum;
-    return sum;
+      for (int i = 0; i < kOctet; ++i) x[i] += y[i];
+      const uint4 sum = Pack(x);
+      Unpack(sum, x);
+      *reinterpret_cast<uint4*>(row.residual + begin) = sum;
+    }
+    const float squares = SquareChain(x);
+    float w[kOctet];
+    Unpack(weights, w);
+#pragma unroll
+    for (int i = 0; i < kOctet; ++i) x[i] *= w[i];
+    return squares;
   }
 };
 
-// silu(gate) · up, before rounding: of any gate, for the rare octet that needs it.
-inline __device__ __noinline__ float AnySiluMul(float gate, float up) { return gate * Sigmoid(gate) * up; }
-// The same of two octets of bf16, rounded.
-__device__ __forceinline__ uint4 SiluMul(const uint4& gate, const uint4& up) {
+// silu(gate) · up as the specification computes it, before rounding.
+inline __device__ __noinline__ float ExactSiluMul(float gate, float up) { return gate * Sigmoid(gate) * up; }
+
+// The same of octets of bf16, rounded. The special function unit's e^x and 1/x come so near to the specification's
+// product that, for gates of at least kQuickGate, both round to the same bf16 unless the product is within kQuickDoubt
+// f32 units of the middle between two bf16. There, and below kQuickGate, it is computed as specified.
+inline constexpr float kQuickGate = -8.0f;
+inline constexpr uint32_t kQuickDoubt = 10;
+template <int kOctets>
+__device__ __forceinline__ void SiluMul(const uint4 (&gate)[kOctets], const uint4 (&up)[kOctets], uint4 (&out)[kOctets]) {
   const auto pair = [](uint32_t x) { return reinterpret_cast<const __nv_bfloat162&>(x); };
-  const __nv_bfloat162 low = __hmin2(__hmin2(pair(gate.x), pair(gate.y)), __hmin2(pair(gate.z), pair(gate.w)));
-  float x[kOctet], y[kOctet];
-  Unpack(gate, x);
-  Unpack(up, y);
-  if (fminf(__low2float(low), __high2float(low)) < kShortSigmoidFrom) {
+  float product[kOctets][kOctet];
+  uint32_t nearest = ~0u;  // two numbers of 16 bits: steps from the first doubtful value, modulo 2^16
+  __nv_bfloat162 lowest = pair(gate[0].x);
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = AnySiluMul(x[i], y[i]);
-  } else {
+  for (int o = 0; o < kOctets; ++o) {
+    float x[kOctet], y[kOctet];
+    Unpack(gate[o], x);
+    Unpack(up[o], y);
+    lowest = __hmin2(__hmin2(lowest, pair(gate[o].x)), pair(gate[o].y));
+    lowest = __hmin2(__hmin2(lowest, pair(gate[o].z)), pair(gate[o].w));
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = x[i] * ShortSigmoid(x[i]) * y[i];
+    for (int i = 0; i < kOctet; ++i) {
+      float e, sigmoid;
+      asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x[i] * -1.44269504088896341f));
+      asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(sigmoid) : "f"(1.0f + e));
+      product[o][i] = x[i] * sigmoid * y[i];
+      if (i % 2 != 0) {
+        constexpr uint32_t kFromDoubt = (0x8000 + kQuickDoubt) * 0x00010001u;
+        const uint32_t dropped =
+            __byte_perm(__float_as_uint(product[o][i - 1]), __float_as_uint(product[o][i]), 0x5410);
+        nearest = __viaddmin_u16x2(dropped, kFromDoubt, nearest);
+      }
+    }
   }
-  return Pack(x);
+  const __nv_bfloat162 quick_gate = __float2bfloat162_rn(kQuickGate);
+  if (min(nearest & 0xffff, nearest >> 16) <= 2 * kQuickDoubt || !__hbge2(lowest, quick_gate)) {
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) {
+      float x[kOctet], y[kOctet];
+      Unpack(gate[o], x);
+      Unpack(up[o], y);
+#pragma unroll
+      for (int i = 0; i < kOctet; ++i) {
+        const uint32_t steps = (__float_as_uint(product[o][i]) + 0x8000 + kQuickDoubt) & 0xffff;
+        if (steps <= 2 * kQuickDoubt || x[i] < kQuickGate) product[o][i] = ExactSiluMul(x[i], y[i]);
+      }
+    }
+  }
+#pragma unroll
+  for (int o = 0; o < kOctets; ++o) out[o] = Pack(product[o]);
 }
 
 // silu(gate) · up of rows [gate, up], rounded to the rows' type.
 struct SiluSource {
-  static constexpr bool kNorm = false;
-  static constexpr int kRegisters = 56;  // of packed rows: as few as need no spills
+  static constexpr bool kNorm = false, kHadamard = false;
+  using RowView = const uint16_t*;
   struct Fetched {
     uint4 gate, up;
   };
@@ -136,27 +194,46 @@ struct SiluSource {
   Rows gate_up;
   bool whole;
 
-
   __device__ __forceinline__ int Features() const { return static_cast<int>(gate_up.cols / 2); }
   __device__ __forceinline__ void Load(int64_t row, int begin, float x[kOctet]) const {
     if (whole && gate_up.dtype == DType::kBF16 && begin < Features()) {
-      return Unpack(Finish(Fetch(row, begin), row, begin), x);
+      const Fetched fetched[] = {Fetch(View(row), begin)};
+      uint4 out[1];
+      Finish(fetched, out);
+      return Unpack(out[0], x);
     }
     float up[kOctet];
     LoadOctet(RowAt(gate_up, row, 0, whole), begin, Features(), x);
     LoadOctet(RowAt(gate_up, row, Features(), whole), begin, Features(), up);
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) x[i] = AnySiluMul(x[i], up[i]);
+    for (int i = 0; i < kOctet; ++i) x[i] = ExactSiluMul(x[i], up[i]);
     if (gate_up.dtype == DType::kBF16) Unpack(Pack(x), x);
   }
 
-  __device__ __forceinline__ Fetched Fetch(int64_t row, int begin) const {
-    const uint16_t* gate = static_cast<const uint16_t*>(gate_up.data) + row * gate_up.cols + begin;
-    return {*reinterpret_cast<const uint4*>(gate), *reinterpret_cast<const uint4*>(gate + Features())};
+  __device__ __forceinline__ RowView View(int64_t row) const {
+    return static_cast<const uint16_t*>(gate_up.data) + row * gate_up.cols;
   }
-  __device__ __forceinline__ uint4 Finish(const Fetched& fetched, int64_t, int) const {
-    return SiluMul(fetched.gate, fetched.up);
+  __device__ __forceinline__ Fetched Fetch(const RowView& row, int begin) const {
+    return {__ldcs(reinterpret_cast<const uint4*>(row + begin)),
+            __ldcs(reinterpret_cast<const uint4*>(row + Features() + begin))};
   }
+  template <int kOctets>
+  __device__ __forceinline__ void Finish(const Fetched (&fetched)[kOctets], uint4* out) const {
+    uint4 gate[kOctets], up[kOctets], product[kOctets];
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) gate[o] = fetched[o].gate, up[o] = fetched[o].up;
+    SiluMul(gate, up, product);
+#pragma unroll
+    for (int o = 0; o < kOctets; ++o) out[o] = product[o];
+  }
+};
+
+// Rows of `Base` through an orthonormal block-Hadamard transform of at most kMostWarpHadamard channels.
+template <typename Base>
+struct WithHadamard : Base {
+  static constexpr bool kHadamard = true;
+
+  int hadamard;
 };
 
 }  // namespace nibble::cuda

@@ -1,3 +1,4 @@
+#include "kernels/cuda/cluster_launch.h"
 #include "kernels/cuda/ptx/launch.h"
 #include "kernels/cuda/sampling/cut.cuh"
 #include "kernels/cuda/sampling/sampling.h"
@@ -332,26 +333,6 @@ __global__ void CountTokensKernel(const __grid_constant__ RecordHistoryArgs args
     if (after == expected) return;
     before = atomicCAS(seen, expected, after);
   } while (before != expected);
-}
-
-// As Launch, with `cluster` consecutive blocks to a cluster.
-template <typename... Parameters, typename... Arguments>
-void LaunchClusters(const Device& device, int cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                    int64_t shared_bytes, Arguments&&... arguments) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = device.stream;
-  config.attrs = attributes;
-  config.numAttrs = device.capability >= 90 ? 2 : 0;
-  const cudaError_t launched = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  if (!IsSticky(launched)) NIBBLE_CUDA_CHECK(launched);
 }
 
 }  // namespace

@@ -129,8 +129,8 @@ void Run(const Device& device, Benchmark& benchmark, const Case& c, int64_t rows
                               .perm = c.perm ? device_perm : nullptr,
                               .hadamard = c.hadamard};
   const RowPlan plan =
-      PlanRow({.rows = rows, .k = c.k, .quantized = true, .hadamard = c.hadamard > 1, .perm = c.perm},
-              device.shared_bytes, device.multiprocessors)
+      PlanRow({.rows = rows, .k = c.k, .norm = !silu, .quantized = true, .hadamard = c.hadamard, .perm = c.perm},
+              device.capability, device.shared_bytes, device.multiprocessors)
           .value();
   benchmark.Time(c.name, rows, bytes, sets, [&](int64_t i) {
     LinearInput out = {.rows = rows,
@@ -177,7 +177,7 @@ int Main() {
                              {"add+norm+quantize A4 4096", 4096, false, false, 0}};
   constexpr Case kSilus[] = {{"silu*up+quantize A4 28672", 28672, false, false, 0},
                              {"silu*up+quantize A8 28672", 28672, true, false, 0},
-                             {"silu*up+hadamard+quantize A4 28672", 28672, false, false, 4096},
+                             {"silu*up+hadamard+quantize A4 28672", 28672, false, false, 512},
                              {"silu*up+permute+quantize A4 28672", 28672, false, true, 0},
                              {"silu*up+quantize A4 14336", 14336, false, false, 0}};
   for (int64_t rows : {1, 32, 128, 1024, 4096}) {
