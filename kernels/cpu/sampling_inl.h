@@ -29,7 +29,8 @@ inline constexpr float kLargestGumbel = 22.5f;  // g <= -Log(2^-32) = 22.18...
 
 // Probabilities relative to the best, as integers: their sums do not depend on the order of summation.
 inline constexpr float kMassUnit = 0x1p-40f;
-inline uint64_t MassOf(float weight) { return static_cast<uint64_t>(weight * 0x1p40f); }
+// weight <= 1, so the signed conversion, which is one instruction, will do.
+inline uint64_t MassOf(float weight) { return static_cast<uint64_t>(static_cast<int64_t>(weight * 0x1p40f)); }
 
 // NaN to -inf, +inf to FLT_MAX.
 inline Vec Sane(Vec x) {
@@ -203,6 +204,9 @@ inline void Truncate(const SampleRow& p, int64_t vocab, float* z, void* memory) 
     cut = FindCut(keys, nullptr, p.top_k, ids, vocab);
   }
   if (top_p) {
+    // All ids lighter than this weigh less than half of what top-p drops: none of them is in the prefix. (The total is
+    // at least the mass of the best id, 2^40.)
+    const uint64_t negligible = MassOf((1.0f - p.top_p) * 0.5f / static_cast<float>(vocab));
     uint64_t total = 0;
     int64_t count = 0;
     float weights[kLanes];
@@ -211,15 +215,16 @@ inline void Truncate(const SampleRow& p, int64_t vocab, float* z, void* memory) 
       for (int64_t i = begin; i < begin + kLanes && i < vocab; ++i) {
         if (keys[i] < cut.key || (keys[i] == cut.key && i > cut.id)) continue;
         masses[i] = MassOf(weights[i - begin]);
-        if (masses[i] == 0) continue;
         total += masses[i];
+        if (masses[i] <= negligible) continue;
         ids[count++] = static_cast<int32_t>(i);
       }
     }
     cut = FindCut(keys, masses, static_cast<double>(p.top_p) * static_cast<double>(total), ids, count);
   }
   for (int64_t i = 0; i < vocab; ++i) {
-    if (keys[i] < cut.key || (keys[i] == cut.key && i > cut.id)) z[i] = kMinusInfinity;
+    const bool kept = keys[i] > cut.key || (keys[i] == cut.key && i <= cut.id);
+    z[i] = kept ? z[i] : kMinusInfinity;
   }
 }
 
