@@ -8,8 +8,9 @@
 namespace nibble::cuda {
 
 // Entry j is about the bf16 j steps above the largest one that is at most scale / 2; 14 · scale is less than 640 steps
-// above. Bits 0 to 25: the finer error minus the coarser, signed, in units of 2^-15; a thread adds 16 entries, at most 784
-// in all, and what is above does not disturb that. Bits 26 to 28 and 29 to 31: magnitudes of the finer and coarser code.
+// above. Bits 0 to 25: the finer error minus the coarser, signed, in units of 2^-15; a thread adds 16 entries, at most
+// 784 in all, and what is above does not disturb that. Bits 26 to 28 and 29 to 31: magnitudes of the finer and of the
+// coarser code.
 inline constexpr int kTableEntries = 640;
 inline constexpr int kDifferenceBits = 26;
 inline constexpr float kTableUnit = 32768.0f;
@@ -85,8 +86,8 @@ __device__ __forceinline__ bool FinerIsBetter(const uint4 (&octets)[kOctets], in
 }
 
 // 4-bit blocks of bf16, each spread over 16 / kOctets neighbouring threads of a warp, all of whose threads call this
-// together; those that hold no such block (narrow is false) for the others' sake. Not for a plain row. Fills packed codes,
-// returns the exponent.
+// together; those that hold no such block (narrow is false) for the others' sake. Not for a plain row. Fills packed
+// codes, returns the exponent.
 template <int kOctets>
 __device__ __forceinline__ int CodeNarrowBlock(bool narrow, const uint4 (&x)[kOctets], const TableBlock& block,
                                                const RowScale& row, const CodeTable& table, uint2 (&codes)[kOctets]) {

@@ -22,7 +22,8 @@ void LaunchUnits(const Device& device, const Source& source, const RowCoding& co
   const dim3 grid(static_cast<unsigned>(rows * plan.slices)), block(static_cast<unsigned>(plan.threads));
   const auto launch = [&](auto kernel) { Launch(device, kernel, grid, block, plan.shared_bytes, source, coding, k); };
   if (plan.slices > 1) {
-    LaunchClusters(device, plan.slices, CodeClusterSlices<Source, 2>, grid, block, plan.shared_bytes, source, coding, k);
+    LaunchClusters(device, plan.slices, CodeClusterSlices<Source, 2>, grid, block, plan.shared_bytes, source, coding,
+                   k);
     return;
   }
   if constexpr (Source::kNorm) {

@@ -1,5 +1,5 @@
-// Rows that a block takes alone, too many or too long to be held in registers: they wait for their scale in shared memory,
-// as bf16 or, after a Hadamard transform, as f32. A thread reads back only what it wrote.
+// Rows that a block takes alone, too many or too long to be held in registers: they wait for their scale in shared
+// memory, as bf16 or, after a Hadamard transform, as f32. A thread reads back only what it wrote.
 #pragma once
 
 #include "kernels/cuda/ptx/launch.h"
@@ -8,7 +8,8 @@
 namespace nibble::cuda {
 
 template <typename Source>
-__global__ void __maxnreg__(Source::kHadamard ? 72 : 64) CodePackedRows(const Source source, const RowCoding coding, const int k) {
+__global__ void __maxnreg__(Source::kHadamard ? 72 : 64)
+    CodePackedRows(const Source source, const RowCoding coding, const int k) {
   constexpr int kOctets = 2;
   using Unit = Unit<Source, kOctets>;
   extern __shared__ __align__(16) uint4 row_octets[];

@@ -67,7 +67,8 @@ __device__ __forceinline__ void CodeSlice(const Blocks& blocks_of_row, const Sou
   const int blocks = k / kBlockChannels;
   // Whole warps of two octets a thread, which a Hadamard transform may need whole.
   constexpr int kWarpBlocks = 4;
-  const int slice_blocks = (blocks + blocks_of_row.size * kWarpBlocks - 1) / (blocks_of_row.size * kWarpBlocks) * kWarpBlocks;
+  const int together = blocks_of_row.size * kWarpBlocks;
+  const int slice_blocks = (blocks + together - 1) / together * kWarpBlocks;
   const int first = blocks_of_row.rank * slice_blocks;
   const int block = first + static_cast<int>(threadIdx.x) / Unit::kThreads;
   const int column = block * kBlockChannels + static_cast<int>(threadIdx.x) % Unit::kThreads * kOctet;
@@ -99,7 +100,8 @@ __device__ __forceinline__ void CodeSlice(const Blocks& blocks_of_row, const Sou
   } else {
     GridDependencyWait();
     const typename Source::RowView view = source.View(row);
-    unit.Take(has, column, source, view, [&](int o) { return source.Fetch(view, column + o * Unit::kStep); }, NoWeights{});
+    unit.Take(has, column, source, view, [&](int o) { return source.Fetch(view, column + o * Unit::kStep); },
+              NoWeights{});
   }
   Maxima most;
   most.Add(unit.magnitude, unit.bits);

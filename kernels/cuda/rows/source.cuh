@@ -139,7 +139,8 @@ inline __device__ __noinline__ float ExactSiluMul(float gate, float up) { return
 inline constexpr float kQuickGate = -8.0f;
 inline constexpr uint32_t kQuickDoubt = 10;
 template <int kOctets>
-__device__ __forceinline__ void SiluMul(const uint4 (&gate)[kOctets], const uint4 (&up)[kOctets], uint4 (&out)[kOctets]) {
+__device__ __forceinline__ void SiluMul(const uint4 (&gate)[kOctets], const uint4 (&up)[kOctets],
+                                        uint4 (&out)[kOctets]) {
   const auto pair = [](uint32_t x) { return reinterpret_cast<const __nv_bfloat162&>(x); };
   float product[kOctets][kOctet];
   uint32_t nearest = ~0u;  // two numbers of 16 bits: steps from the first doubtful value, modulo 2^16

@@ -1,8 +1,8 @@
 // What a thread holds of a row of bf16 whose channels stay where they are, between the pass that finds the row's scale
 // and the pass that codes it.
 //
-// 16 / kOctets neighbouring threads take a block of 128, thread q its octets q, q + 16 / kOctets, ..., so that their sums
-// are the tree's first steps.
+// 16 / kOctets neighbouring threads take a block of 128, thread q its octets q, q + 16 / kOctets, ..., so that their
+// sums are the tree's first steps.
 #pragma once
 
 #include <type_traits>
@@ -17,7 +17,8 @@ namespace nibble::cuda {
 struct UnitPlace {
   __device__ __forceinline__ int8_t* Codes() const { return coding.codes + row * k + column; }
   __device__ __forceinline__ uint8_t* Exponent() const {
-    return coding.exponents == nullptr ? nullptr : coding.exponents + row * (k / kBlockChannels) + column / kBlockChannels;
+    if (coding.exponents == nullptr) return nullptr;
+    return coding.exponents + row * (k / kBlockChannels) + column / kBlockChannels;
   }
 
   const RowCoding& coding;
@@ -75,8 +76,8 @@ struct Unit {
     if constexpr (Source::kNorm) squares = TreeSum<kThreads>(squares);
   }
 
-  // Codes the unit, writes codes and exponent where place.Codes() and place.Exponent() say (the thread's first octet; null:
-  // nowhere), and returns the sum of the thread's codes. Of f32, or of a plain row.
+  // Codes the unit, writes codes and exponent where place.Codes() and place.Exponent() say (the thread's first octet;
+  // null: nowhere), and returns the sum of the thread's codes. Of f32, or of a plain row.
   template <typename Place>
   __device__ __forceinline__ int Code(bool has, float multiplier, const RowScale& row, const Place& place) const {
     const float amax = __uint_as_float(magnitude) * multiplier;
@@ -122,7 +123,8 @@ struct Unit {
   }
 
   template <typename Place>
-  static __device__ __forceinline__ int Store(bool has, const uint2 (&codes)[kOctets], int exponent, const Place& place) {
+  static __device__ __forceinline__ int Store(bool has, const uint2 (&codes)[kOctets], int exponent,
+                                              const Place& place) {
     if (!has) return 0;
     int sum = 0;
     int8_t* const to = place.Codes();

@@ -16,7 +16,7 @@ TEST(PlanRow, HoldsFewRowsInRegisters) {
   EXPECT_EQ(Plan({.rows = 1, .k = 128, .quantized = true}), "registers: 1 slice of 32 threads, 2 octets each, 12 bytes");
   EXPECT_EQ(Plan({.rows = 32, .k = 8192, .norm = true, .quantized = true}),
             "registers: 1 slice of 512 threads, 2 octets each, 384 bytes");
-  EXPECT_EQ(Plan({.rows = 264, .k = 14336, .quantized = true}),
+  EXPECT_EQ(Plan({.rows = 150, .k = 14336, .quantized = true}),
             "registers: 2 slices of 448 threads, 2 octets each, 672 bytes");
   EXPECT_EQ(Plan({.rows = 32, .k = 28672, .quantized = true}),
             "registers: 4 slices of 448 threads, 2 octets each, 1344 bytes");
@@ -33,6 +33,9 @@ TEST(PlanRow, HasNoSlicesWithoutClusters) {
 }
 
 TEST(PlanRow, DoesLessPerRowOfMany) {
+  EXPECT_EQ(Plan({.rows = 128, .k = 28672, .quantized = true}), "packed: 896 threads, 58240 bytes");
+  EXPECT_EQ(Plan({.rows = 256, .k = 28672, .quantized = true}), "packed: 448 threads, 58240 bytes");
+  EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .quantized = true}), "packed: 128 threads, 16640 bytes");
   EXPECT_EQ(Plan({.rows = 265, .k = 28672, .quantized = true}), "packed: 320 threads, 58240 bytes");
   EXPECT_EQ(Plan({.rows = 4096, .k = 8192, .norm = true, .quantized = true}),
             "registers: 1 slice of 256 threads, 4 octets each, 320 bytes");
