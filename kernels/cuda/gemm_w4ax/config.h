@@ -106,20 +106,20 @@ inline constexpr int kHalfSharedBytes = 115712;     // what lets two blocks shar
 
 inline constexpr GemmConfig kGemmConfigs[] = {
     // name, tokens, blocks, shares_depth, cluster, multicasts, residents, weight and activation stages; costs
-    {"d16", 16, 2, true, 1, false, 2, 4, 4, 0.800, 0.800, 1.2},
-    {"e16", 16, 2, true, 1, false, 1, 8, 7, 0.471, 0.471, 0.4},
-    {"e32", 32, 2, true, 1, false, 1, 6, 6, 0.512, 0.512, 0.4},
-    {"e64", 64, 1, true, 1, false, 1, 9, 7, 0.318, 0.318, 2.0},
-    {"c64", 64, 1, false, 2, false, 1, 12, 10, 0.290, 0.220, 3.4},
-    {"w64", 64, 2, false, 1, false, 1, 8, 6, 0.500, 0.220, 1.4},
-    {"r128", 128, 1, false, 1, false, 1, 9, 7, 0.373, 0.243, 1.8},
-    {"c128", 128, 1, false, 2, false, 1, 9, 6, 0.388, 0.250, 3.6},
-    {"d128", 128, 1, true, 1, false, 1, 6, 4, 0.410, 0.410, 1.6},
-    {"w128", 128, 2, false, 1, false, 1, 7, 5, 0.690, 0.215, 2.4},
-    {"r176", 176, 1, false, 1, false, 1, 7, 5, 0.460, 0.280, 2.4},
-    {"r256", 256, 1, false, 1, false, 1, 5, 4, 0.620, 0.335, 3.2},
-    {"c256", 256, 1, false, 2, false, 1, 5, 4, 0.630, 0.340, 6.0},
-    {"m256", 256, 1, false, 2, true, 1, 5, 4, 0.620, 0.340, 3.2},
+    {"d16", 16, 2, true, 1, false, 2, 4, 4, 0.810, 0.810, 1.1},
+    {"e16", 16, 2, true, 1, false, 1, 8, 7, 0.460, 0.460, 0.6},
+    {"e32", 32, 2, true, 1, false, 1, 6, 6, 0.512, 0.512, 0.45},
+    {"e64", 64, 1, true, 1, false, 1, 9, 7, 0.329, 0.329, 0.75},
+    {"c64", 64, 1, false, 2, false, 1, 12, 10, 0.298, 0.220, 1.75},
+    {"w64", 64, 2, false, 1, false, 1, 8, 6, 0.509, 0.197, 2.6},
+    {"r128", 128, 1, false, 1, false, 1, 9, 7, 0.397, 0.267, 1.35},
+    {"c128", 128, 1, false, 2, false, 1, 9, 6, 0.407, 0.250, 1.85},
+    {"d128", 128, 1, true, 1, false, 1, 6, 4, 0.417, 0.417, 1.25},
+    {"w128", 128, 2, false, 1, false, 1, 7, 5, 0.691, 0.220, 2.95},
+    {"r176", 176, 1, false, 1, false, 1, 7, 5, 0.463, 0.278, 1.6},
+    {"r256", 256, 1, false, 1, false, 1, 5, 4, 0.660, 0.354, 1.7},
+    {"c256", 256, 1, false, 2, false, 1, 5, 4, 0.651, 0.340, 3.7},
+    {"m256", 256, 1, false, 2, true, 1, 5, 4, 0.636, 0.471, 2.45},
 };
 inline constexpr int kNumGemmConfigs = sizeof(kGemmConfigs) / sizeof(kGemmConfigs[0]);
 

@@ -37,6 +37,13 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
   return plan;
 }
 
+// What the workers read while each computes one tile.
+double WaveBytes(const WorkSplit& split) {
+  const int row_tiles = std::min(split.row_tiles(), CeilDiv(split.workers, split.group_tiles));
+  return double(split.steps) * kDepthBlock * split.group_tiles * split.tile_tokens +
+         double(split.steps) * row_tiles * split.tile_blocks * kW4AxBlockBytes;
+}
+
 }  // namespace
 
 int64_t GemmPlan::PartialBytes() const {
@@ -81,11 +88,14 @@ std::vector<GemmPlan> EnumerateGemmPlans(const GemmShape& shape) {
   return plans;
 }
 
-// The busiest worker's steps and tiles at what its configuration takes for them, or the time to read the weights if that
-// is longer; and for tiles whose K is cut, a fixed latency and the sums that their workers leave and fetch.
+// The busiest worker's steps and tiles at what its configuration takes for them, or the time to read the weights and
+// finish the last tile if that is longer; and for tiles whose K is cut, a fixed latency and the sums that their workers
+// leave and fetch. Workers of a stream are at different depths: what their tiles share is read again where the L2 cache
+// does not hold all of it.
 double PriceGemmPlan(const GemmShape& shape, const GemmPlan& plan) {
-  constexpr double kLaunchUs = 1.25, kFirstBytesUs = 1.1, kMemoryBytesPerUs = 4.5e6;
-  constexpr double kStreamUs = 3.6, kSumUs = 0.012;  // per sum of a thread and worker of a tile
+  constexpr double kLaunchUs = 1.26, kFirstBytesUs = 1.45, kMemoryBytesPerUs = 4.5e6;
+  constexpr double kStreamUs = 1.5, kSumUs = 0.0098;  // per sum of a thread and worker of a tile
+  constexpr double kCacheBytes = 50e6, kApart = 1.05;
   const GemmConfig& config = plan.Config();
   const WorkSplit& split = plan.split;
   auto step_us = [&](int blocks) {
@@ -117,10 +127,11 @@ double PriceGemmPlan(const GemmShape& shape, const GemmPlan& plan) {
       stream_us = kStreamUs + kSumUs * sharers * config.sums();
     }
     steps_us = steps * step_us(blocks) / (config.halves_depth() ? 2 : 1);
+    if (stream_tiles > 0 && split.token_tiles > 1 && WaveBytes(split) > kCacheBytes) steps_us *= kApart;
   }
   const double memory_us =
       kFirstBytesUs + double(split.row_blocks) * CeilDiv(shape.k, kDepthBlock) * kW4AxBlockBytes / kMemoryBytesPerUs;
-  return kLaunchUs + std::max(steps_us + tiles * config.tile_us, memory_us) + stream_us;
+  return kLaunchUs + std::max(steps_us + tiles * config.tile_us, memory_us + config.tile_us) + stream_us;
 }
 
 GemmPlan PickGemmPlan(const GemmShape& shape) {

@@ -117,10 +117,12 @@ TEST(GemmPlanTest, WorkersOfASharedTileAreNeighboursAndOpenOneTileEach) {
 // Changes of prices or configurations show here.
 TEST(GemmPlanTest, PicksForLlama70B) {
   const auto pick = [](int64_t n, int64_t k, int64_t rows) { return PrintGemmPlan(PickGemmPlan({n, k, rows})); };
-  EXPECT_EQ(pick(10240, 8192, 1), "d16 whole: 160 tiles of 64 x 16 on 160 blocks");
+  EXPECT_EQ(pick(10240, 8192, 1), "e16 stream: 160 tiles of 64 x 16 on 132 blocks");
   EXPECT_EQ(pick(10240, 8192, 32), "e32 stream: 160 tiles of 64 x 32 on 132 blocks");
+  EXPECT_EQ(pick(10240, 8192, 64), "e64 stream: 160 tiles of 64 x 64 on 132 blocks");
   EXPECT_EQ(pick(10240, 8192, 128), "r128 stream: 80 tiles of 128 x 128 on 132 blocks");
   EXPECT_EQ(pick(10240, 8192, 256), "r256 stream: 80 tiles of 128 x 256 on 132 blocks");
+  EXPECT_EQ(pick(10240, 8192, 512), "m256 stream: 80 tiles of 256 x 256 on 66 clusters");
   EXPECT_EQ(pick(8192, 8192, 16), "e16 whole: 128 tiles of 64 x 16 on 128 blocks");
   EXPECT_EQ(pick(8192, 8192, 64), "e64 whole: 128 tiles of 64 x 64 on 128 blocks");
   EXPECT_EQ(pick(8192, 8192, 128), "d128 whole: 128 tiles of 64 x 128 on 128 blocks");
@@ -128,10 +130,12 @@ TEST(GemmPlanTest, PicksForLlama70B) {
   EXPECT_EQ(pick(57344, 8192, 16), "e16 whole: 896 tiles of 64 x 16 on 132 blocks");
   EXPECT_EQ(pick(57344, 8192, 64), "w64 even: 896 x 1 blocks of 64 x 64 on 132 blocks");
   EXPECT_EQ(pick(57344, 8192, 128), "w128 even: 896 x 1 blocks of 64 x 128 on 132 blocks");
-  EXPECT_EQ(pick(57344, 8192, 4096), "r256 tail: 7168 tiles of 128 x 256 on 132 blocks");
+  EXPECT_EQ(pick(57344, 8192, 4096), "m256 tail: 3584 tiles of 256 x 256 on 66 clusters");
   EXPECT_EQ(pick(8192, 28672, 64), "c64 whole: 64 tiles of 128 x 64 on 64 clusters");
   EXPECT_EQ(pick(8192, 28672, 128), "c128 whole: 64 tiles of 128 x 128 on 64 clusters");
   EXPECT_EQ(pick(8192, 28672, 256), "c256 whole: 64 tiles of 128 x 256 on 64 clusters");
+  EXPECT_EQ(pick(8192, 28672, 4096), "m256 whole: 512 tiles of 256 x 256 on 66 clusters");
+  EXPECT_EQ(pick(5120, 8192, 512), "r176 whole: 120 tiles of 128 x 176 on 120 blocks");
 }
 
 TEST(GemmPlanTest, PicksTheCheapest) {
