@@ -181,7 +181,8 @@ struct Block {
           MbarrierArriveExpect(barrier, kConfig.depth_blocks() * box * kDepthBlock);
 #pragma unroll
           for (int i = 0; i < kConfig.depth_blocks(); ++i) {
-            TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock, token, barrier);
+            TmaLoad2D(to + i * kTokens * kDepthBlock, map, (step * kConfig.depth_blocks() + i) * kDepthBlock, token,
+                      barrier);
           }
         }
         at.Advance();
@@ -472,8 +473,9 @@ struct Block {
     const auto store = [&]<GemmOutput kOutput>() {
 #pragma unroll
       for (int b = 0; b < kSums; ++b) {
-        StoreBlock<kOutput, kTokens, kConfig.staged_tokens()>(p, sums[b], vectors, b * kRowBlock, channel + b * kRowBlock,
-                                                              token, tokens, staging, c.warpgroup, c.thread);
+        StoreBlock<kOutput, kTokens, kConfig.staged_tokens()>(p, sums[b], vectors, b * kRowBlock,
+                                                              channel + b * kRowBlock, token, tokens, staging,
+                                                              c.warpgroup, c.thread);
       }
     };
     if (p.output == GemmOutput::kBF16) {

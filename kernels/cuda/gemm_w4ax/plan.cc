@@ -29,7 +29,8 @@ GemmPlan MakePlan(const GemmShape& shape, int config_index) {
   plan.split.token_tiles = CeilDiv(shape.rows, config.tokens);
   plan.split.tile_tokens = CeilDiv(shape.rows, plan.split.token_tiles);
   // What the workers read at one time is least when their token tiles are as many bytes as their row tiles.
-  const double row_bytes = double(config.rows()) / kRowBlock * kW4AxBlockBytes, token_bytes = kDepthBlock * plan.split.tile_tokens;
+  const double row_bytes = double(config.rows()) / kRowBlock * kW4AxBlockBytes;
+  const double token_bytes = kDepthBlock * plan.split.tile_tokens;
   const double balanced = std::sqrt(Workers(shape, config) * row_bytes / token_bytes);
   const int groups = CeilDiv(plan.split.token_tiles, static_cast<int64_t>(std::ceil(balanced)));
   plan.split.group_tiles = CeilDiv(plan.split.token_tiles, groups);

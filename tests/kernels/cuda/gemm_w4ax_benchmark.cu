@@ -124,7 +124,10 @@ double TimeCublas(const Device& device, MatmulType type, const Shape& shape, int
 class Problem {
  public:
   Problem(const Device& device, const Shape& shape, int64_t max_rows, int copies, const Options& options)
-      : device_(device), shape_(shape), max_rows_(max_rows), output_(options.silu ? GemmOutput::kSiluMul : GemmOutput::kBF16) {
+      : device_(device),
+        shape_(shape),
+        max_rows_(max_rows),
+        output_(options.silu ? GemmOutput::kSiluMul : GemmOutput::kBF16) {
     const int64_t n = shape.n, k = shape.k, groups = n * k / kBlock;
     qweight_ = Allocate<uint8_t>(n * k / 2);
     scale_ = Allocate<uint8_t>(groups);
