@@ -13,7 +13,8 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-tests=(linear_test rows_test attention_test sampling_test)
+tests=(linear_test rows_test attention_test sampling_test)  # of every backend: here their CUDA half
+cuda_tests=(rows_conformance_test gemm_w4ax_silu_test gemm_sm80_conformance_test)  # those that this build has
 steps=conformance,memcheck,racecheck,bench bench='' out=gpu_check.out bundle='' build='' architectures=''
 while [ $# -gt 0 ]; do
   case $1 in
@@ -61,7 +62,10 @@ build_tree() {  # ARCHITECTURES
       lacks "cmake failed, see $out/cmake.log (tools/setup.sh installs the packages it needs)"
   fi
   echo "building in $build ..."
-  cmake --build "$build" --parallel "$(nproc)" --target "${tests[@]}" nibble-bench-op >"$out/build.log" 2>&1 || {
+  local targets=("${tests[@]}" rows_conformance_test nibble-bench-op)
+  [[ $1 != *90a* ]] || targets+=(gemm_w4ax_silu_test)
+  [[ $1 != *8[09]* ]] || targets+=(gemm_sm80_conformance_test)
+  cmake --build "$build" --parallel "$(nproc)" --target "${targets[@]}" >"$out/build.log" 2>&1 || {
     tail -n 20 "$out/build.log" >&2
     echo "gpu_check: the build failed, see $out/build.log" >&2
     exit 1
@@ -73,7 +77,8 @@ pack() {  # FILE
   local stage
   stage=$(mktemp -d)
   mkdir -p "$stage/gpu_check/bin" "$stage/gpu_check/lib"
-  for program in "${tests[@]}" nibble-bench-op; do
+  for program in "${tests[@]}" "${cuda_tests[@]}" nibble-bench-op; do
+    [ -e "$bin/$program" ] || continue
     strip -o "$stage/gpu_check/bin/$program" "$bin/$program"
     # What every Linux or CUDA itself brings stays out.
     ldd "$bin/$program" | awk '$2 == "=>" && $3 ~ /^\// {print $3}' |
@@ -116,7 +121,7 @@ echo "$gpu, commit $commit"
 rows=() failed=0
 record() {
   rows+=("$1|$2|$3|$4")
-  printf '%-26s %-8s %5ss  %s\n' "$1" "$2" "$3" "$4"
+  printf '%-28s %-8s %5ss  %s\n' "$1" "$2" "$3" "$4"
   [ "$2" != FAILED ] || failed=$((failed + 1))
 }
 
@@ -141,6 +146,9 @@ wants() { [[ ,$steps, == *,$1,* ]]; }
 if wants conformance; then
   for test in "${tests[@]}"; do
     check "conformance ${test%_test}" "$out/$test.log" "$bin/$test" --gtest_filter='*/cuda*' "--gtest_output=json:$out/$test.json"
+  done
+  for test in "${cuda_tests[@]}"; do
+    [ ! -e "$bin/$test" ] || check "${test%_test}" "$out/$test.log" "$bin/$test"
   done
 fi
 # Small tests only: a sanitizer makes kernels a hundred times slower.
@@ -171,11 +179,11 @@ fi
 
 # ---- one table, a verdict, JSON
 echo
-printf '%-26s %-8s %6s  %s\n' check result time detail
+printf '%-28s %-8s %6s  %s\n' check result time detail
 json=''
 for row in "${rows[@]}"; do
   IFS='|' read -r name result seconds detail <<<"$row"
-  printf '%-26s %-8s %5ss  %s\n' "$name" "$result" "$seconds" "$detail"
+  printf '%-28s %-8s %5ss  %s\n' "$name" "$result" "$seconds" "$detail"
   detail=${detail//\\/\\\\}
   json+="${json:+,}
   {\"name\": \"$name\", \"result\": \"$result\", \"seconds\": $seconds, \"detail\": \"${detail//\"/\\\"}\"}"

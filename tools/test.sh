@@ -79,7 +79,7 @@ if [ -n "$nvcc" ]; then
   # The kernels, what plans them and what checks them on a GPU; not the rest of the project a second time.
   step 'Configure (cuda)' cmake --preset cuda
   step 'Build kernels (cuda)' cmake --build --preset cuda -j "$(nproc)" --target nibble_cuda_check
-  step 'Plan tests (cuda)' ctest --preset cuda -R '^(rows|attention|sampling|dense|gemm_w4ax|gemm_sm80)_(plan|segments)_test$' -j "$(nproc)" --no-tests=error
+  step 'Plan tests (cuda)' ctest --preset cuda -R '^(rows|attention|sampling|dense|gemm_w4ax|gemm_sm80)_(plan|segments|sass)_test$' -j "$(nproc)" --no-tests=error
   summary
 else
   for title in 'Configure (cuda)' 'Build kernels (cuda)' 'Plan tests (cuda)'; do
