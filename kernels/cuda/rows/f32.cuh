@@ -98,8 +98,10 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
     return;
   }
 
-  // Eight neighbouring threads take a block: thread q its octets q and q + 8.
-  constexpr int kUnitOctets = 2, kUnitThreads = kBlockOctets / kUnitOctets, kStep = kUnitThreads * kOctet;
+  // Neighbouring threads take a block of 128, thread q its octet q, or q and q + 8: that is less to do per block, but a
+  // norm's rows are too short to keep all threads busy so.
+  constexpr int kUnitOctets = Source::kNorm ? 1 : 2;
+  constexpr int kUnitThreads = kBlockOctets / kUnitOctets, kStep = kUnitThreads * kOctet;
   const int units = blocks * kUnitThreads, warp_units = (units + 31) / 32 * 32;
   const auto gather = [&](int unit, int o, float(&v)[kOctet]) {
     const int begin = unit / kUnitThreads * kBlockChannels + unit % kUnitThreads * kOctet + o * kStep;
@@ -107,11 +109,12 @@ __global__ void __maxnreg__(kHadamard ? 64 : 56)
   };
   for (int u = thread; u < warp_units; u += threads) {
     uint32_t magnitude = 0;
-    if (u < units) {
-      float low[kOctet], high[kOctet];
-      gather(u, 0, low);
-      gather(u, 1, high);
-      magnitude = __float_as_uint(MaxMagnitude(MaxMagnitude(low), MaxMagnitude(high)));
+#pragma unroll
+    for (int o = 0; o < kUnitOctets; ++o) {
+      float v[kOctet];
+      if (u >= units) continue;
+      gather(u, o, v);
+      magnitude = max(magnitude, __float_as_uint(MaxMagnitude(v)));
     }
     magnitude = TreeMax<kUnitThreads>(magnitude);
     if (u < units && u % kUnitThreads == 0) {
