@@ -275,11 +275,13 @@ void OutputStream::WatchStalledWrite() {
   if (!over || watched_ || writer_ == nullptr || !writing_) return;
   watched_ = true;
   stall_alarm_.Set(std::chrono::system_clock::now() + options_.stall_timeout,
-                   [self = shared_from_this()](bool expired) {
+                   [self = shared_from_this()](bool expired) mutable {
+                     // The alarm keeps this function until it is destroyed itself, and it is a member of what self keeps.
+                     const std::shared_ptr<OutputStream> stream = std::move(self);
                      if (!expired) return;
-                     std::lock_guard<std::mutex> self_lock(self->mutex_);
+                     std::lock_guard<std::mutex> stream_lock(stream->mutex_);
                      // Under the lock, so that the writer is still there; Cancel does not call back from inside.
-                     if (self->writer_ != nullptr) self->writer_->Cancel();
+                     if (stream->writer_ != nullptr) stream->writer_->Cancel();
                    });
 }
 
