@@ -3,8 +3,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/metrics/registry.h"
@@ -259,6 +261,20 @@ TEST_F(OutputTest, ACancelledCallFinishesOnceItsWriteIsBack) {
   EXPECT_EQ(writer_.finished->code(), absl::StatusCode::kCancelled);
   stream_->Fail(absl::InternalError("late"));
   Token(5);  // a step that was on its way
+}
+
+TEST_F(OutputTest, AFinishedStreamIsFreedThoughItsLastWriteWasWatched) {
+  Start({});
+  Token(Encode("a")[0]);
+  ASSERT_TRUE(writer_.writing);
+  stream_->OnCancel();  // an alarm watches the write that is on its way
+  ClientReads();
+  ASSERT_TRUE(writer_.finished.has_value());
+  const std::weak_ptr<OutputStream> stream = stream_;
+  stream_.reset();
+  const TimePoint deadline = Clock::now() + std::chrono::seconds(10);  // the alarm ends on a thread of gRPC's
+  while (!stream.expired() && Clock::now() < deadline) std::this_thread::yield();
+  EXPECT_TRUE(stream.expired());
 }
 
 TEST_F(OutputTest, AnErrorComesAfterWhatWasProduced) {
