@@ -162,8 +162,8 @@ TEST(WorkerProcess, WrongConfigurationIsStatusTwo) {
   const auto run =
       testing::RunBinary({testing::Binary("nibble-worker"), "--model", "/nonexistent", "--threads", "-1"}, seconds(30));
   EXPECT_EQ(run.exit_code, 2) << run.output;
-  EXPECT_NE(run.output.find("model: '/nonexistent' is no directory"), std::string::npos) << run.output;
-  EXPECT_NE(run.output.find("threads: is '-1'"), std::string::npos) << run.output;
+  EXPECT_NE(run.output.find("model is '/nonexistent', must be a directory"), std::string::npos) << run.output;
+  EXPECT_NE(run.output.find("threads is '-1', must be a whole number from 0 to 1024"), std::string::npos) << run.output;
 }
 
 TEST(WorkerProcess, AMissingBackendIsStatusOne) {
