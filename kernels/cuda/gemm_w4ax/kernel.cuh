@@ -242,7 +242,7 @@ struct Block {
   __device__ __forceinline__ Vectors VectorsOf(int warpgroup) const {
     const float* v = reinterpret_cast<const float*>(shared + kConfig.vectors_at()) + warpgroup * kConfig.vector_floats();
     return {v, reinterpret_cast<const int32_t*>(v + kTokens), v + 2 * kTokens,
-            v + 2 * kTokens + kConfig.blocks * kRowBlock};
+            v + 2 * kTokens + kConfig.accumulators() * kRowBlock};
   }
 
   // Starts fetching what the epilogue of an item needs.
