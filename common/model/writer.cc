@@ -82,6 +82,11 @@ absl::StatusOr<std::unique_ptr<ModelWriter>> ModelWriter::Create(const std::stri
   writer->options_ = options;
   NIBBLE_RETURN_IF_ERROR(writer->CheckTarget());
 
+  const std::string parent = fs::path(writer->dir_).parent_path();
+  std::error_code error;
+  if (!parent.empty() && !fs::create_directories(parent, error) && error) {
+    return FileError(error.value(), "create directory", parent);
+  }
   std::string name = writer->dir_ + ".partial-XXXXXX";
   if (::mkdtemp(name.data()) == nullptr) return FileError(errno, "create directory", name);
   writer->partial_ = name;

@@ -32,7 +32,8 @@ struct ModelWriterOptions {
 
 class ModelWriter {
  public:
-  // Creates the temporary directory and the shards, and reserves their space, so that a full disk is known at once.
+  // Creates the temporary directory, with missing parents, and the shards, and reserves their space, so that a full disk
+  // is known at once.
   // ALREADY_EXISTS when dir exists and overwrite is off; FAILED_PRECONDITION when overwrite is on but dir is not a flat
   // directory with a config.json, that is, something other than a model would be deleted; RESOURCE_EXHAUSTED with path
   // and bytes when space is short. Tensor names must be distinct.

@@ -94,7 +94,15 @@ TEST(ModelWriter, LeavesNothingWithoutCommit) {
     ASSERT_TRUE((*writer)->Write("b", std::vector<uint8_t>{1, 2, 3}).ok());
   }
   EXPECT_EQ(Entries(dir.path()), 0u);
-  EXPECT_TRUE(absl::IsNotFound(ModelWriter::Create(dir / "no/such/m", kSpecs, {}).status()));
+}
+
+TEST(ModelWriter, MakesMissingParents) {
+  TempDir dir;
+  ASSERT_TRUE(WriteModel(dir / "no/such/m", {}).ok());
+  EXPECT_EQ(FirstValue(dir / "no/such/m"), 1);
+  const absl::Status status = WriteModel(dir / "no/such/m/config.json/m", {});
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no/such/m/config.json"));
 }
 
 // A file size limit acts like a full disk: the error comes before the work, names file and bytes, and cleans up.

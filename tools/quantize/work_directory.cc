@@ -63,7 +63,7 @@ absl::StatusOr<WorkDirectory> WorkDirectory::Open(const std::string& path, const
   WorkDirectory work(path);
   std::error_code error;
   if (!fs::exists(path, error)) {
-    if (!fs::create_directory(path, error)) return FileError(error.value(), "create directory", path);
+    if (!fs::create_directories(path, error)) return FileError(error.value(), "create directory", path);
     NIBBLE_RETURN_IF_ERROR(WriteFileAtomically(path + "/" + kRunFile, run.dump(2) + "\n"));
     return work;
   }
