@@ -32,7 +32,6 @@ inline const std::vector<W4Case> kW4Cases = {
     {3, 31, 384, DType::kBF16, false},  {7, 64, 512, DType::kBF16, true},    {8, 65, 128, DType::kF32, false},
     {9, 48, 1536, DType::kBF16, false}, {31, 80, 640, DType::kF32, true},    {64, 33, 256, DType::kBF16, false},
     {65, 100, 512, DType::kF32, false}, {200, 130, 768, DType::kBF16, true},
-    {4, 72, 8192, DType::kF32, true},       {32, 72, 8192, DType::kBF16, true},  // long pipelines, with a bias
 };
 
 struct DenseCase {

@@ -124,6 +124,28 @@ TEST_P(LinearTest, W4IsTheExactIntegerSum) {
   }
 }
 
+// Also where every worker of a kernel goes round its pipeline several times.
+TEST_P(LinearTest, W4BiasIsAddedToTheSum) {
+  constexpr int64_t kN = 5376, kK = 8192;
+  const W4Tensors tensors = RandomW4(kN, kK, 11);
+  const W4View view = tensors.View();
+  auto weight = ops().PackW4({&view, 1});
+  ASSERT_TRUE(weight.ok()) << weight.status();
+  const std::vector<float> bias = Values(Fill::kNormal, kN, 12);
+  const std::vector<int64_t> batches = exact() ? std::vector<int64_t>{1} : std::vector<int64_t>{1, 16, 32, 64, 128, 256};
+  for (const int64_t rows : batches) {
+    const Codes input = RandomCodes(rows, kK, 13);
+    const std::vector<uint8_t> plain = RunW4(**weight, input, {}, DType::kF32);
+    const std::vector<uint8_t> biased = RunW4(**weight, input, bias, DType::kF32);
+    for (int64_t i = 0; i < rows * kN; ++i) {
+      float sum, got;
+      std::memcpy(&sum, &plain[i * 4], 4);
+      std::memcpy(&got, &biased[i * 4], 4);
+      ASSERT_EQ(got, sum + bias[i % kN]) << "[" << i / kN << ", " << i % kN << "] of " << rows << " rows";
+    }
+  }
+}
+
 // f32 rows everywhere, and bf16 rows of the specification; another backend may add those in its own order.
 TEST_P(LinearTest, DenseIsOneChainOfFusedMultiplyAdds) {
   for (const DenseCase& c : kDenseCases) {
