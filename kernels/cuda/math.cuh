@@ -5,11 +5,8 @@
 
 namespace nibble::cuda {
 
-// e^x. 0 below -104, +inf above 88.73, subnormal results rounded twice; NaN stays NaN.
-__device__ __forceinline__ float Exp(float x) {
-  x = -105.0f > x ? -105.0f : x;  // in this operand order both comparisons let NaN through
-  x = 89.0f < x ? 89.0f : x;
-  const float n = rintf(x * 1.44269504088896341f);
+// e^x / 2^n, where n is the integer nearest to x / ln 2.
+__device__ __forceinline__ float ExpOfRemainder(float x, float n) {
   float r = __fmaf_rn(n, -0.693359375f, x);
   r = __fmaf_rn(n, 2.12194440e-4f, r);
   float p = 1.9875691500e-4f;
@@ -18,7 +15,15 @@ __device__ __forceinline__ float Exp(float x) {
   p = __fmaf_rn(p, r, 4.1665795894e-2f);
   p = __fmaf_rn(p, r, 1.6666665459e-1f);
   p = __fmaf_rn(p, r, 5.0000001201e-1f);
-  p = __fmaf_rn(p, r * r, r) + 1.0f;
+  return __fmaf_rn(p, r * r, r) + 1.0f;
+}
+
+// e^x. 0 below -104, +inf above 88.73, subnormal results rounded twice; NaN stays NaN.
+__device__ __forceinline__ float Exp(float x) {
+  x = -105.0f > x ? -105.0f : x;  // in this operand order both comparisons let NaN through
+  x = 89.0f < x ? 89.0f : x;
+  const float n = rintf(x * 1.44269504088896341f);
+  const float p = ExpOfRemainder(x, n);
   // p · 2^n in two steps, as 2^n itself need not be a normal number.
   const int exponent = __float2int_rn(n);
   const int half = exponent >> 1;
@@ -75,15 +80,7 @@ __device__ __forceinline__ float ShortSigmoid(float x) {
   const float y = fmaxf(0.0f - x, -87.0f);
   const float shifted = y * 1.44269504088896341f + 12582912.0f;  // rounds to an integer, left in the low bits
   const float n = shifted - 12582912.0f;
-  float r = __fmaf_rn(n, -0.693359375f, y);
-  r = __fmaf_rn(n, 2.12194440e-4f, r);
-  float p = 1.9875691500e-4f;
-  p = __fmaf_rn(p, r, 1.3981999507e-3f);
-  p = __fmaf_rn(p, r, 8.3334519073e-3f);
-  p = __fmaf_rn(p, r, 4.1665795894e-2f);
-  p = __fmaf_rn(p, r, 1.6666665459e-1f);
-  p = __fmaf_rn(p, r, 5.0000001201e-1f);
-  p = __fmaf_rn(p, r * r, r) + 1.0f;
+  const float p = ExpOfRemainder(y, n);
   const float sum = 1.0f + __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));  // 1 + p · 2^n
   // An approximation and one Newton step round a reciprocal correctly where nothing is subnormal, as in __frcp_rn.
   float reciprocal;
