@@ -98,11 +98,23 @@ TEST(Determinism, PrefixCacheOnAndHit) {
 }
 
 TEST(Determinism, Preempted) {
-  // 56 pages for up to 32 requests of up to 12 pages: somebody always has to give way.
+  // 56 pages, and ahead of all others sixteen requests that fit when they come and grow by four pages each: somebody has
+  // to give way.
   Cluster cluster({.kv_memory = "2MiB", .router_flags = {"--max-sequences", "32"}});
   ASSERT_LT(cluster.Status().replicas(0).total_pages(), 100u);
-  const auto generations = GenerateAll(cluster, Alone().requests, 32);
+  std::vector<v1::GenerateRequest> requests;
+  for (int i = 0; i < 16; ++i) {
+    requests.push_back(Alone().requests[static_cast<size_t>(i)]);
+    requests.back().set_request_id("long-" + std::to_string(i));
+    requests.back().mutable_sampling_params()->Clear();
+    requests.back().mutable_sampling_params()->set_max_tokens(256);
+    requests.back().mutable_sampling_params()->set_ignore_eos(true);
+  }
+  const auto grown = static_cast<std::ptrdiff_t>(requests.size());
+  requests.insert(requests.end(), Alone().requests.begin(), Alone().requests.end());
+  auto generations = GenerateAll(cluster, requests, 32);
   EXPECT_GT(Sum(generations, &v1::Usage::preemptions), 0u) << "the pool was meant to be too small";
+  generations.erase(generations.begin(), generations.begin() + grown);
   ExpectSame(generations, "preempted");
 }
 
