@@ -18,8 +18,8 @@ namespace {
 constexpr int kThreads = kWarpgroupThreads * (1 + kMultipliers);
 
 // Registers per thread after the launch's 168 have been shared out again.
-constexpr int kUnpackRegisters = 88;
-constexpr int kAttendRegisters = 208;
+constexpr int kUnpackRegisters = 56;
+constexpr int kAttendRegisters = 224;
 
 template <int kHeadDim>
 __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const __grid_constant__ PrefillParameters p) {
@@ -28,10 +28,8 @@ __global__ void __launch_bounds__(kThreads, 1) PrefillKernel(const __grid_consta
   GridDependencyLaunch();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
-      for (Barriers* barriers : {&shared->k_barriers[i], &shared->v_barriers[i]}) {
-        MbarrierInit(SharedAddress(&barriers->full), kPageWarps * 32);
-        MbarrierInit(SharedAddress(&barriers->empty), kMultipliers * kWarpgroupThreads);
-      }
+      MbarrierInit(SharedAddress(&shared->k_full[i]), kPageWarps * 32);
+      MbarrierInit(SharedAddress(&shared->v_full[i]), kPageWarps * 32);
     }
     MbarrierInitFence();
   }
@@ -61,6 +59,7 @@ void LaunchPrefill(const Device& device, const AttentionArgs& args) {
       .out_stride = args.out.cols,
       .kv_heads = static_cast<int>(kv_heads),
       .group = static_cast<int>(group),
+      .group_inverse = static_cast<uint32_t>((65535 + group) / group),
       .tile_rows = static_cast<int>(tile_rows),
       .scale_log2e = args.scale * 1.4426950408889634f,
       .folded = device.Scratch<float4>(PrefillScratchBytes(device.multiprocessors, kHeadDim)),

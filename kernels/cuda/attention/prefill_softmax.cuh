@@ -17,9 +17,8 @@ struct Stream {
   float reference[2];
   float sum[2][2], zero[2][2];  // [row][token % 2]
 
+  // All but o, which a stream's first step of P · V does not read.
   __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) o[i] = 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       reference[r] = -INFINITY;
@@ -30,33 +29,34 @@ struct Stream {
 
 // ---- a page ----------------------------------------------------------------------------------------------------------
 
-// Scale and zero of two tokens. Volatile: where it stands in the code decides how many registers wait for it.
-__device__ __forceinline__ float4 LoadParameters(const float2* from) {
-  const uint4 v = LoadShared128(SharedAddress(from));
-  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
-}
+// Scales and zeros, of K or of V, of a thread's tokens, in f16: half the loads and registers for a conversion each.
+struct TokenParameters {
+  uint4 of[4];
 
-// K's parameters of a thread's tokens.
-struct KeyParameters {
-  float4 of[8];
-
-  __device__ __forceinline__ void Load(const float2* k_parameters) {
+  // Volatile: where it stands in the code decides how many registers wait for it.
+  __device__ __forceinline__ void Load(const uint32_t* page, int t) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) of[j] = LoadParameters(k_parameters + 8 * j + 2 * (threadIdx.x % 4));
+    for (int i = 0; i < 4; ++i) of[i] = LoadShared128(SharedAddress(page + 16 * i + 4 * t));
+  }
+  // Of tokens 8j + 2t and 8j + 2t + 1: scale, zero, scale, zero.
+  __device__ __forceinline__ float4 Of(int j) const {
+    const uint4& v = of[j / 2];
+    const float2 even = UnpackF16(j % 2 == 0 ? v.x : v.z), odd = UnpackF16(j % 2 == 0 ? v.y : v.w);
+    return make_float4(even.x, even.y, odd.x, odd.y);
   }
 };
 
-// Scores from dots; page_max[r] is the largest of row r. last[r]: the last token of the page, from 0 on, that row r sees;
-// negative: none. Only looked at when the page is masked.
+// Scores from dots; page_max[r] is the largest of row r that this thread has. last[r]: the last token of the page, from
+// 0 on, that row r sees; negative: none. Only looked at when the page is masked.
 template <bool kMasked>
-__device__ __forceinline__ void Scores(const float (&dots)[32], const KeyParameters& parameters,
+__device__ __forceinline__ void Scores(const float (&dots)[32], const TokenParameters& parameters,
                                        const QueryFactors (&factors)[2], const int (&last)[2], float (&scores)[32],
                                        float (&page_max)[2]) {
   const int t = threadIdx.x % 4;
   page_max[0] = page_max[1] = -INFINITY;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float4& k = parameters.of[j];
+    const float4 k = parameters.Of(j);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = i / 2, e = i % 2;
@@ -66,13 +66,15 @@ __device__ __forceinline__ void Scores(const float (&dots)[32], const KeyParamet
       page_max[r] = fmaxf(page_max[r], score);
     }
   }
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    page_max[r] = fmaxf(page_max[r], __shfl_xor_sync(~0u, page_max[r], 1));
-    page_max[r] = fmaxf(page_max[r], __shfl_xor_sync(~0u, page_max[r], 2));
-  }
 }
 
+// Of a row's four threads.
+__device__ __forceinline__ float RowMax(float largest) {
+  largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+  return fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+}
+
+// A row's reference moves if the largest score that some thread has moves it.
 template <int kHeadDim>
 __device__ __forceinline__ void MoveReferences(const float (&page_max)[2], const QueryFactors (&factors)[2],
                                                Stream<kHeadDim>* stream) {
@@ -82,7 +84,7 @@ __device__ __forceinline__ void MoveReferences(const float (&page_max)[2], const
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float factor = MoveReference(page_max[r], factors[r].score, &stream->reference[r]);
+    const float factor = MoveReference(RowMax(page_max[r]), factors[r].score, &stream->reference[r]);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       stream->sum[r][e] *= factor;
@@ -95,10 +97,9 @@ __device__ __forceinline__ void MoveReferences(const float (&page_max)[2], const
 
 // Scores become probabilities times V's scale, as operands of P · V.
 template <int kHeadDim>
-__device__ __forceinline__ void Weights(const float (&scores)[32], const float2* v_parameters,
+__device__ __forceinline__ void Weights(const float (&scores)[32], const TokenParameters& parameters,
                                         const QueryFactors (&factors)[2], Stream<kHeadDim>* stream,
                                         uint32_t (&weights)[4][4]) {
-  const int t = threadIdx.x % 4;
   const float offset[2] = {ExponentOffset(stream->reference[0], factors[0].score),
                            ExponentOffset(stream->reference[1], factors[1].score)};
 #pragma unroll
@@ -115,7 +116,7 @@ __device__ __forceinline__ void Weights(const float (&scores)[32], const float2*
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float4 v = LoadParameters(v_parameters + 16 * i + 8 * half + 2 * t);
+      const float4 v = parameters.Of(2 * i + half);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         float scaled[2];
@@ -171,6 +172,7 @@ __device__ __forceinline__ void FoldKept(const float4* kept, float (&o)[kHeadDim
   }
 #pragma unroll
   for (int j = 0; j < kHeadDim / 8; ++j) {
+    if (j % 8 == 0) __syncwarp();  // so many loads at a time: there are no registers for more
     const float4 s = kept[(2 + j) * 32];
     o[4 * j] = Fold(s.x, o[4 * j], factors[0]);
     o[4 * j + 1] = Fold(s.y, o[4 * j + 1], factors[0]);

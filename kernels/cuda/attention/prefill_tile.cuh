@@ -18,9 +18,19 @@ struct PrefillParameters {
   __nv_bfloat16* out;
   int64_t q_stride, out_stride;  // elements per row
   int kv_heads, group;
+  uint32_t group_inverse;        // 2^16 / group, rounded up
   int tile_rows;                 // rows whose group · tile_rows query heads make a tile
   float scale_log2e;
   float4* folded;                // per warp: what is folded over the chunks of a group, and over groups
+};
+
+// Row and head in the group of one of a tile's 128 pairs.
+struct Pair {
+  int row, head;
+  __device__ __forceinline__ Pair(const PrefillParameters& p, int pair) {
+    row = static_cast<int>(pair * p.group_inverse >> 16);  // pair / group: exact, as both are at most 128
+    head = pair - row * p.group;
+  }
 };
 
 // One tile: rows [row, row + rows) of a sequence, the first at `position`.
@@ -77,7 +87,7 @@ __device__ __forceinline__ int TileIndex(int round) {
 // A page's place in the order in which a tile's pages are taken: chunk after chunk, in a chunk stream after stream.
 struct PagePlace {
   int page, chunk, stream;
-  bool ends_stream, ends_chunk;
+  bool starts_stream, ends_stream, ends_chunk;
 
   __device__ __forceinline__ PagePlace(int place, int pages) {
     chunk = place / kChunkPages;
@@ -89,6 +99,7 @@ struct PagePlace {
     stream = (in_streams >= length) + (in_streams >= 2 * length) + (in_streams >= 3 * length);
     const int step = in_streams - stream * length;
     page = chunk * kChunkPages + step * kStreams + stream;
+    starts_stream = step == 0;
     ends_stream = step + 1 == length;
     ends_chunk = in_chunk + 1 == count;
   }
@@ -100,7 +111,7 @@ struct PageStep {
   int first_token;
   uint32_t bits;
 
-  static constexpr int kFollows = 3, kLast = 6, kFirst = 7, kMasked = 8;
+  static constexpr int kFollows = 3, kLast = 6, kFirst = 7, kStarts = 8, kMasked = 9;
 
   // Whether a part is finished that goes to this level.
   __device__ __forceinline__ bool Reaches(int level) const { return bits >> level & 1; }
@@ -108,6 +119,8 @@ struct PageStep {
   __device__ __forceinline__ bool Follows(int level) const { return bits >> (kFollows + level) & 1; }
   __device__ __forceinline__ bool IsLast() const { return bits >> kLast & 1; }
   __device__ __forceinline__ bool IsFirst() const { return bits >> kFirst & 1; }
+  // Whether it is the first of its stream.
+  __device__ __forceinline__ bool Starts() const { return bits >> kStarts & 1; }
   // Whether some queries of a warpgroup do not see all of the page.
   __device__ __forceinline__ bool IsMasked(int warpgroup) const { return bits >> (kMasked + warpgroup) & 1; }
 };
@@ -123,6 +136,7 @@ __device__ __forceinline__ PageStep StepAt(int place, const PagePlace& at, const
   set(PageStep::kFollows + 2, at.chunk >= kGroupChunks);
   set(PageStep::kLast, place + 1 == tile.pages());
   set(PageStep::kFirst, place == 0);
+  set(PageStep::kStarts, at.starts_stream);
   for (int warpgroup = 0; warpgroup < kMultipliers; ++warpgroup) {
     set(PageStep::kMasked + warpgroup,
         step.first_token + kTokensPerPage - 1 > tile.position + warpgroup * 64 / group);
