@@ -23,6 +23,14 @@ bool IsFast(const Device& device, const AttentionArgs& args) {
          args.out.dtype == DType::kBF16 && args.q_heads / args.pages.layout.kv_heads <= kMaxPrefillGroup;
 }
 
+// A tile of the prefill kernel walks its whole context in one block, while decode shares contexts out over all of them.
+// So many contexts per multiprocessor take it less time than the longest of them takes a tile.
+constexpr int64_t kDecodeContexts = 2;
+
+bool DecodeIsFaster(const Device& device, const AttentionArgs& args) {
+  return args.step.rows * args.pages.layout.kv_heads <= kDecodeContexts * device.multiprocessors;
+}
+
 }  // namespace
 
 // What both kernels use depends on the grid, which is the same for any number of rows.
@@ -40,8 +48,8 @@ void Attention(const Device& device, const AttentionArgs& args, uint32_t* counte
     PlainAttention(device, args);
     return;
   }
-  // As many rows as sequences: almost surely one each, and the decode kernel is right for any.
-  if (args.step.rows <= args.step.sequences) {
+  // As many rows as sequences: almost surely one each. The decode kernel is right for any.
+  if (args.step.rows <= args.step.sequences || DecodeIsFaster(device, args)) {
     DecodeAttention(device, args, DecodeRows::kAll, counters);
     return;
   }

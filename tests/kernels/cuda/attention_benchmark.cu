@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cuda/attention/decode.h"
+#include "kernels/cuda/attention/prefill.h"
 #include "tests/kernels/cuda/attention_reference.h"
 #include "tests/kernels/cuda/attention_workload.h"
 
@@ -20,6 +21,10 @@ void Expect(bool condition, const std::string& what) {
   if (!condition) ++failures;
   std::printf("  %-6s %s\n", condition ? "ok" : "FAILED", what.c_str());
 }
+
+// What computes a step: one kernel for all of its rows, the kernel for many rows of a sequence wherever there are two, or
+// what the backend chooses.
+enum class Through { kDecode, kPrefill, kBackend };
 
 // The device, its scratch and its counters.
 struct Bench {
@@ -45,14 +50,21 @@ struct Bench {
     return device;
   }
   // Runs the step and returns its output rows.
-  std::vector<uint16_t> Run(const Step& step, bool decode) {
+  std::vector<uint16_t> Run(const Step& step, Through through) {
     NIBBLE_CUDA_CHECK(cudaDeviceSynchronize());
     step.out().Fill(0xff);
     NIBBLE_CUDA_CHECK(cudaDeviceSynchronize());
-    if (decode) {
-      DecodeAttention(device, step.args(), DecodeRows::kAll, counters.data());
-    } else {
-      Attention(device, step.args(), counters.data());
+    switch (through) {
+      case Through::kDecode:
+        DecodeAttention(device, step.args(), DecodeRows::kAll, counters.data());
+        break;
+      case Through::kPrefill:
+        PrefillAttention(device, step.args());
+        DecodeAttention(device, step.args(), DecodeRows::kSingle, counters.data());
+        break;
+      case Through::kBackend:
+        Attention(device, step.args(), counters.data());
+        break;
     }
     NIBBLE_CUDA_CHECK(cudaStreamSynchronize(device.stream));
     return step.out().Get();
@@ -136,7 +148,7 @@ void CheckDecode(const HeadShape& shape, float key_factor, const std::vector<int
   }
   Step step(cache, SingleRows(lengths), tables, max_pages, 7);
   Bench bench(shape, max_pages);
-  const std::vector<uint16_t> got = bench.Run(step, true);
+  const std::vector<uint16_t> got = bench.Run(step, Through::kDecode);
   const Accuracy a = Compare(cache, step, lengths, tables, max_pages, got);
   char text[200];
   std::snprintf(text, sizeof text,
@@ -148,7 +160,7 @@ void CheckDecode(const HeadShape& shape, float key_factor, const std::vector<int
   for (int multiprocessors : {1, 5, 37, 100}) {
     const int all = bench.device.multiprocessors;
     bench.device.multiprocessors = multiprocessors;
-    same = same && bench.Run(step, true) == got;
+    same = same && bench.Run(step, Through::kDecode) == got;
     bench.device.multiprocessors = all;
   }
   Expect(same, "decode: the same bits on 1, 5, 37 and 100 multiprocessors");
@@ -162,7 +174,7 @@ void CheckDecode(const HeadShape& shape, float key_factor, const std::vector<int
              max_pages, 1);
     NIBBLE_CUDA_CHECK(cudaMemcpy(one.qkv().data(), qkv.data() + s * shape.qkv_cols(), shape.qkv_cols() * 2,
                                  cudaMemcpyHostToDevice));
-    const std::vector<uint16_t> out = bench.Run(one, true);
+    const std::vector<uint16_t> out = bench.Run(one, Through::kDecode);
     alone = alone && std::equal(out.begin(), out.end(), got.begin() + s * shape.out_cols());
   }
   Expect(alone, "decode: the same bits alone and in a batch");
@@ -193,8 +205,13 @@ void CheckChunks(const HeadShape& shape, int64_t length) {
   DeviceArray<uint16_t> queries(length * shape.qkv_cols());
   FillNormal(queries.data(), static_cast<int64_t>(queries.count()), 21, 1.0f);
   Bench bench(shape, max_pages);
+  // Few rows go through decode if the backend may choose.
+  const Through through = shape.head_dim == 64 || shape.head_dim == 128 ? Through::kPrefill : Through::kBackend;
   const auto run = [&](const std::vector<Part>& parts) {
-    return bench.Run(*StepOf(cache, parts, table, max_pages, queries), false);
+    const auto step = StepOf(cache, parts, table, max_pages, queries);
+    const std::vector<uint16_t> rows = bench.Run(*step, through);
+    if (bench.Run(*step, Through::kBackend) != rows) Expect(false, "the backend gives other bits than its kernels");
+    return rows;
   };
   const std::vector<uint16_t> whole = run({{0, length}});
   char name[64];
