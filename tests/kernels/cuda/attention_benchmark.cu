@@ -1,5 +1,6 @@
-// nibble_attention_benchmark [check] [small] [decode] [prefill] [rope]: checks (small: few, for compute-sanitizer) the CUDA attention kernels against float64 and
-// against themselves (a row's bits in any batch, grid and chunking), and times them. --json FILE stores the figures.
+// nibble_attention_benchmark [check] [overlap] [small] [decode] [prefill] [rope]: checks (small: few, for
+// compute-sanitizer; overlap: launches back to back) the CUDA attention kernels against float64 and against themselves
+// (a row's bits in any batch, grid and chunking), and times them. --json FILE stores the figures.
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -138,6 +139,10 @@ std::vector<Part> SingleRows(const std::vector<int64_t>& lengths) {
 
 const std::vector<int64_t> kLengths = {1,    2,    63,   64,   65,   127,  511,  512, 513, 1000,
                                        1023, 1024, 1025, 2049, 3000, 4097, 9000, 7,   1,   5000};
+
+// One chunk each: shares are drawn where the grid is small.
+const std::vector<int64_t> kShortLengths = {1024, 1000, 1,   640, 513,  1024, 64,  900,
+                                            1023, 65,   256, 700, 1024, 129,  960, 1024};
 
 void CheckDecode(const HeadShape& shape, float key_factor, const std::vector<int64_t>& lengths = kLengths) {
   const int64_t max_pages = 160;
@@ -399,53 +404,83 @@ void TimeRope(const Cache& cache, int64_t rows) {
          static_cast<double>(rows * row_bytes), 0);
 }
 
-// Steps over one large cache whose pages rotate, so that nothing stays in the second-level cache.
-void TimeDecode(int64_t batch, const std::vector<int64_t>& lengths, const std::string& name, const Cache& cache) {
-  const HeadShape& shape = cache.shape();
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  const int64_t max_pages = (longest + 63) / 64;
-  int64_t pages = 0;
-  for (int64_t length : lengths) pages += (length + 63) / 64;
-  const int64_t bytes = pages * shape.layout().page_bytes();
-  const int64_t rotations = std::clamp<int64_t>((int64_t{600} << 20) / bytes, 2, 64);
-  std::vector<std::unique_ptr<Step>> steps;
-  Bench bench(shape, max_pages);
-  std::vector<int32_t> order(cache.pages().num_pages);
-  std::iota(order.begin(), order.end(), 0);
-  std::shuffle(order.begin(), order.end(), std::mt19937(11));
-  size_t next = 0;
-  std::vector<std::function<void()>> launches;
-  for (int64_t r = 0; r < rotations; ++r) {
-    std::vector<int32_t> tables(batch * max_pages, -1);
-    for (int64_t s = 0; s < batch; ++s) {
-      for (int64_t i = 0; i < (lengths[s] + 63) / 64; ++i) tables[s * max_pages + i] = order[next++ % order.size()];
+// Steps over one large cache whose pages rotate, so that nothing stays in the second-level cache, one launch each.
+struct DecodeSteps {
+  DecodeSteps(const std::vector<int64_t>& lengths, const Cache& cache)
+      : max_pages((*std::max_element(lengths.begin(), lengths.end()) + 63) / 64), bench(cache.shape(), max_pages) {
+    const int64_t batch = static_cast<int64_t>(lengths.size());
+    int64_t pages = 0;
+    for (int64_t length : lengths) pages += (length + 63) / 64;
+    bytes = pages * cache.shape().layout().page_bytes();
+    const int64_t rotations = std::clamp<int64_t>((int64_t{600} << 20) / bytes, 2, 64);
+    std::vector<int32_t> order(cache.pages().num_pages);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937(11));
+    size_t next = 0;
+    for (int64_t r = 0; r < rotations; ++r) {
+      std::vector<int32_t> tables(batch * max_pages, -1);
+      for (int64_t s = 0; s < batch; ++s) {
+        for (int64_t i = 0; i < (lengths[s] + 63) / 64; ++i) tables[s * max_pages + i] = order[next++ % order.size()];
+      }
+      steps.push_back(std::make_unique<Step>(cache, SingleRows(lengths), tables, max_pages, static_cast<uint32_t>(r)));
+      launches.push_back([this, step = steps.back().get()] {
+        DecodeAttention(bench.device, step->args(), DecodeRows::kAll, bench.counters.data());
+      });
     }
-    steps.push_back(std::make_unique<Step>(cache, SingleRows(lengths), tables, max_pages, static_cast<uint32_t>(r)));
-    const Step* step = steps.back().get();
-    launches.push_back([&bench, step] {
-      DecodeAttention(bench.device, step->args(), DecodeRows::kAll, bench.counters.data());
-    });
   }
-  const Timing timing = Time(bench.device.stream, launches);
-  Record("decode", name, timing, static_cast<double>(bytes), 0);
+
+  int64_t max_pages, bytes;
+  Bench bench;
+  std::vector<std::unique_ptr<Step>> steps;
+  std::vector<std::function<void()>> launches;
+};
+
+void TimeDecode(const std::vector<int64_t>& lengths, const std::string& name, const Cache& cache) {
+  const DecodeSteps steps(lengths, cache);
+  Record("decode", name, Time(steps.bench.device.stream, steps.launches), static_cast<double>(steps.bytes), 0);
 }
 
-void TimeAllDecode() {
-  const HeadShape shape;
-  Cache cache(shape, 65536 + 8192, 7, 1.0f);
-  std::printf("decode, 64/8 heads x 128\n");
+// Launches that overlap, in replays of a graph, against the same launches one at a time.
+void CheckOverlap(const std::vector<int64_t>& lengths, const std::string& name, const Cache& cache) {
+  DecodeSteps steps(lengths, cache);
+  std::vector<std::vector<uint16_t>> alone;
+  for (const auto& step : steps.steps) {
+    alone.push_back(steps.bench.Run(*step, true));
+    step->out().Fill(0xff);
+  }
+  Time(steps.bench.device.stream, steps.launches, 40);
+  int64_t wrong = 0;
+  for (size_t i = 0; i < alone.size(); ++i) wrong += steps.steps[i]->out().Get() != alone[i];
+  const std::vector<uint32_t> counters = steps.bench.counters.Get();
+  const int64_t zero = std::count(counters.begin(), counters.end(), 0u);
+  Expect(wrong == 0 && zero == static_cast<int64_t>(counters.size()),
+         "decode " + name + ", launches that overlap: " + std::to_string(wrong) + " of " +
+             std::to_string(alone.size()) + " differ from launches alone, " +
+             std::to_string(static_cast<int64_t>(counters.size()) - zero) + " counters are not zero");
+}
+
+// The shapes that are timed.
+std::vector<std::pair<std::string, std::vector<int64_t>>> DecodeShapes() {
+  std::vector<std::pair<std::string, std::vector<int64_t>>> shapes;
   for (int64_t batch : {1, 16, 64, 256}) {
     for (int64_t context : {1024, 4096, 16384}) {
-      TimeDecode(batch, std::vector<int64_t>(batch, context), std::to_string(batch) + " x " + std::to_string(context),
-                 cache);
+      shapes.emplace_back(std::to_string(batch) + " x " + std::to_string(context),
+                          std::vector<int64_t>(batch, context));
     }
   }
   std::mt19937 random(17);
   std::vector<int64_t> uniform(64), mixed(64);
   for (int64_t& length : uniform) length = 1 + random() % 8192;
   for (size_t i = 0; i < 64; ++i) mixed[i] = i % 16 == 5 ? 8192 : 512 + random() % 1024;
-  TimeDecode(64, uniform, "64 x 1..8192", cache);
-  TimeDecode(64, mixed, "4 x 8192 + 60 x 512..1535", cache);
+  shapes.emplace_back("64 x 1..8192", uniform);
+  shapes.emplace_back("4 x 8192 + 60 x 512..1535", mixed);
+  return shapes;
+}
+
+void ForDecodeShapes(void (*what)(const std::vector<int64_t>&, const std::string&, const Cache&)) {
+  const Cache cache({}, 65536 + 8192, 7, 1.0f);
+  std::printf("decode, 64/8 heads x 128\n");
+  for (const auto& [name, lengths] : DecodeShapes()) what(lengths, name, cache);
 }
 
 }  // namespace
@@ -466,6 +501,7 @@ int Main(int argc, char** argv) {
   if (std::find(modes.begin(), modes.end(), "small") != modes.end()) {
     CheckDecode({16, 2, 128}, 1.0f, {1, 65, 700, 1100});
     CheckDecode({8, 2, 64}, 1.0f, {100, 30});
+    CheckDecode({16, 2, 128}, 1.0f, kShortLengths);
     CheckRope({16, 2, 128}, 1.0f);
     CheckRope({3, 1, 96}, 1.0f);
     CheckChunks({16, 2, 128}, 310);
@@ -478,6 +514,8 @@ int Main(int argc, char** argv) {
     CheckDecode({24, 8, 128}, 1.0f);
     CheckDecode({12, 1, 128}, 1.0f);
     CheckDecode({32, 8, 64}, 1.0f);
+    CheckDecode({64, 8, 128}, 1.0f, kShortLengths);
+    CheckDecode({32, 8, 64}, 1.0f, kShortLengths);
   }
   if (wanted("check")) {
     CheckRope({64, 8, 128}, 1.0f);
@@ -507,7 +545,8 @@ int Main(int argc, char** argv) {
       for (int64_t rows : {1, 16, 32, 64, 256, 1024, 4096}) TimeRope(cache, rows);
     }
   }
-  if (wanted("decode")) TimeAllDecode();
+  if (wanted("overlap")) ForDecodeShapes(CheckOverlap);
+  if (wanted("decode")) ForDecodeShapes(TimeDecode);
   if (!json_path.empty()) {
     if (std::FILE* file = std::fopen(json_path.c_str(), "w")) {
       if (json.size() > 2) json.resize(json.size() - 2);
