@@ -445,7 +445,7 @@ void CheckOverlap(const std::vector<int64_t>& lengths, const std::string& name, 
   DecodeSteps steps(lengths, cache);
   std::vector<std::vector<uint16_t>> alone;
   for (const auto& step : steps.steps) {
-    alone.push_back(steps.bench.Run(*step, true));
+    alone.push_back(steps.bench.Run(*step, Through::kDecode));
     step->out().Fill(0xff);
   }
   Time(steps.bench.device.stream, steps.launches, 40);
