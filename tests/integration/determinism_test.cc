@@ -98,8 +98,8 @@ TEST(Determinism, PrefixCacheOnAndHit) {
 }
 
 TEST(Determinism, Preempted) {
-  // 56 pages, and ahead of all others sixteen requests that fit when they come and grow by four pages each: somebody has
-  // to give way.
+  // 56 pages, and ahead of all others sixteen requests that grow by four pages each: of those that fit at first, somebody
+  // has to give way.
   Cluster cluster({.kv_memory = "2MiB", .router_flags = {"--max-sequences", "32"}});
   ASSERT_LT(cluster.Status().replicas(0).total_pages(), 100u);
   std::vector<v1::GenerateRequest> requests;

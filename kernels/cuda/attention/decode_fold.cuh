@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/attention/decode_shared.cuh"
+#include "kernels/cuda/ptx/barrier.h"
 #include "kernels/cuda/ptx/bulk_copy.h"
 #include "kernels/cuda/ptx/launch.h"
 
@@ -131,7 +132,6 @@ __device__ __forceinline__ void Combine(const DecodeParameters& p, const HeadLin
   constexpr int kThreads = kStreams * 32, kThreadUnits = S::kUnits / kThreads;
   constexpr int kPartialBytes = S::kPartialFloat4 * static_cast<int>(sizeof(float4));
   static_assert(kListedPartials * kPartialBytes <= static_cast<int>(sizeof(shared.ring)) && kListedPartials <= 32);
-  const auto sync = [] { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); };
   FoldedUnit total[kThreadUnits], group[kThreadUnits];
   bool total_empty = true, group_empty = true;
   for (int skip = 0, all = 1; skip < all; skip += kListedPartials) {
@@ -151,7 +151,7 @@ __device__ __forceinline__ void Combine(const DecodeParameters& p, const HeadLin
                  SharedAddress(&shared.partials_full));
       }
     }
-    sync();
+    BarrierSync<kThreads>(1);
     all = shared.partial_count;
     MbarrierWait(SharedAddress(&shared.partials_full), *copies & 1);
     ++*copies;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void Combine(const DecodeParameters& p, const HeadLin
       if (starts && !group_empty) total_empty = false;
       group_empty = false;
     }
-    sync();
+    BarrierSync<kThreads>(1);
   }
 #pragma unroll
   for (int n = 0; n < kThreadUnits; ++n) {

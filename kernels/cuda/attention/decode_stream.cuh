@@ -65,17 +65,6 @@ struct Stream {
   float accumulators[2 * kWords][4] = {};
 };
 
-template <int kWords>
-__device__ __forceinline__ void LoadWords(uint32_t address, uint32_t (&words)[kWords]) {
-  if constexpr (kWords == 4) {
-    const uint4 v = LoadShared128(address);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  } else {
-    const uint2 v = LoadShared64(address);
-    words[0] = v.x, words[1] = v.y;
-  }
-}
-
 // dots[i]: tokens 16i + g (first two) and 16i + 8 + g of heads 2t, 2t + 1.
 template <int kWords>
 __device__ __forceinline__ void Dots(uint32_t page, uint32_t query, float (&dots)[4][4]) {
@@ -86,8 +75,8 @@ __device__ __forceinline__ void Dots(uint32_t page, uint32_t query, float (&dots
   uint32_t low[4][kWords], high[4][kWords];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    LoadWords<kWords>(page + (2 * i * 32 + lane) * 4 * kWords, low[i]);
-    LoadWords<kWords>(page + ((2 * i + 1) * 32 + lane) * 4 * kWords, high[i]);
+    LoadShared(page + (2 * i * 32 + lane) * 4 * kWords, low[i]);
+    LoadShared(page + ((2 * i + 1) * 32 + lane) * 4 * kWords, high[i]);
 #pragma unroll
     for (int k = 0; k < 4; ++k) dots[i][k] = 0;
   }
@@ -166,8 +155,8 @@ __device__ __forceinline__ void AttendPage(uint32_t page, uint32_t query, int va
     const uint32_t b0 = TransposeMatrix(PackF16(p[0] * value[0].x, p[1] * value[0].x));
     const uint32_t b1 = TransposeMatrix(PackF16(p[2] * value[1].x, p[3] * value[1].x));
     uint32_t low[kWords], high[kWords];
-    LoadWords<kWords>(page + S::kVCodes + (2 * i * 32 + lane) * 4 * kWords, low);
-    LoadWords<kWords>(page + S::kVCodes + ((2 * i + 1) * 32 + lane) * 4 * kWords, high);
+    LoadShared(page + S::kVCodes + (2 * i * 32 + lane) * 4 * kWords, low);
+    LoadShared(page + S::kVCodes + ((2 * i + 1) * 32 + lane) * 4 * kWords, high);
 #pragma unroll
     for (int w = 0; w < kWords; ++w) {
       uint32_t a = low[w], b = high[w];

@@ -10,10 +10,6 @@
 
 namespace nibble::cuda {
 
-__device__ __forceinline__ void StoreShared32(uint32_t address, uint32_t value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
-
 // A warp's 16 queries as operands of S = Q · Kᵀ.
 template <int kHeadDim>
 struct Queries {

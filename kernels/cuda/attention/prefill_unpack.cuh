@@ -12,17 +12,6 @@ namespace nibble::cuda {
 
 static_assert(kPageWarps * 32 == kTokensPerPage, "a thread takes a token's parameters");
 
-template <int kWords>
-__device__ __forceinline__ void LoadWords(uint32_t shared, uint32_t (&words)[kWords]) {
-  if constexpr (kWords == 4) {
-    const uint4 v = LoadShared128(shared);
-    words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
-  } else {
-    const uint2 v = LoadShared64(shared);
-    words[0] = v.x, words[1] = v.y;
-  }
-}
-
 // The part of a page that one thread unpacks. Lane 4r + t of a warp takes of K token r of a block of eight and a quarter
 // of the channels, of V the tokens 2t, 2t + 1 of block r and an eighth of the channels: in both, a word's masked halves
 // are an element of row r of a matrix of 8 x 8.
@@ -66,7 +55,7 @@ struct RawPage {
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) {
       uint32_t words[kWords];
-      LoadWords(At(n) + InCopy(), words);
+      LoadShared(At(n) + InCopy(), words);
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
         const uint32_t atom = first + w / 2 * (kTokensPerPage * kAtomBytes);
@@ -80,7 +69,7 @@ struct RawPage {
 #pragma unroll
     for (int n = 0; n < kPieces; ++n) {
       uint32_t words[kWords];
-      LoadWords(At(kPieces + n) + InCopy(), words);
+      LoadShared(At(kPieces + n) + InCopy(), words);
 #pragma unroll
       for (int w = 0; w < kWords; ++w) StoreWord(first + Unit(w) + 4 * (n * kWords + w) * kAtomBytes, words[w]);
     }

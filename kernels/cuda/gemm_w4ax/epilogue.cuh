@@ -5,13 +5,12 @@
 
 #include "kernels/cuda/gemm_w4ax/kernel.h"
 #include "kernels/cuda/math.cuh"
+#include "kernels/cuda/ptx/barrier.h"
 #include "kernels/cuda/ptx/shared.h"
 
 namespace nibble::cuda::gemm {
 
-__device__ __forceinline__ void WarpgroupSync(int warpgroup) {
-  asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory");
-}
+__device__ __forceinline__ void WarpgroupSync(int warpgroup) { BarrierSync<128>(1 + warpgroup); }
 
 __device__ __forceinline__ uint32_t PackBF16(float low, float high) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
